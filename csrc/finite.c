@@ -66,7 +66,7 @@ OUTPUTS(expert_backward, ACTS(din, (int64_t)op->R *GATED(IC)))
 OUTPUTS(head_forward, FLOATS(logits, op->V)) /* the first row: others may be padded */
 OUTPUTS(classifier_forward, FLOATS(losses, N))
 OUTPUTS(classifier_backward, FLOATS(losses, N), FLOATS(total, 1), ACTS(dx, N * op->C),
-        FLOATS(dwte, (int64_t)op->V * op->C))
+        FLOATS(dwte, (int64_t)op->V * op->C), FLOATS(db, op->V))
 OUTPUTS(weights_pack, NONE)
 
 enum { SOME = 4096 }; /* bytes that are looked at together */

@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 17
+#define GPT_ABI_VERSION 18
 
 enum gpt_status {
     GPT_OK = 0,
@@ -164,6 +164,10 @@ enum gpt_rope_scaling {
      * (rope_factor T / rope_original - rope_factor + 1)^(HS / (HS - 2)): section 3.3, as in transformers.
      * A call has the T of its longest sequence; keys that a session holds stay as they are. */
     GPT_ROPE_DYNAMIC = 4,
+    /* Each frequency is divided by a number, another one in contexts of more than rope_original
+     * tokens: Ding et al. 2024, section 3. The context is a session's n_ctx, or a model's max_seq. Queries and
+     * keys are also multiplied by rope_attention. */
+    GPT_ROPE_LONGROPE = 5,
 };
 
 /* The layers that have a bias; they add up. */
@@ -223,11 +227,12 @@ typedef struct gpt_config {
     float rope_low_freq;
     float rope_high_freq; /* and above which it does not apply; greater than rope_low_freq */
     int32_t
-        rope_original;    /* the longest sequence before the frequencies were lowered; not LINEAR */
-    float rope_attention; /* YARN: factor of queries and keys; 0: 0.1 log(rope_factor) + 1 */
-    int32_t head_size;    /* 0: n_embd / n_head */
-    int32_t qk_norm;      /* enum gpt_qk_norm; WIDTH needs n_kv_head equal to n_head */
-    int32_t window;       /* of every layer: see gpt_layer */
+        rope_original; /* the longest sequence before the frequencies were lowered; not LINEAR */
+    float
+        rope_attention; /* YARN, LONGROPE: factor of queries and keys; 0, of YARN alone: 0.1 log(rope_factor) + 1 */
+    int32_t head_size; /* 0: n_embd / n_head */
+    int32_t qk_norm;   /* enum gpt_qk_norm; WIDTH needs n_kv_head equal to n_head */
+    int32_t window;    /* of every layer: see gpt_layer */
     /* (n_layer), or NULL: every layer has the norm, pos, rope_theta and window above. A model
      * keeps its own copy. */
     const gpt_layer *layers;
@@ -252,6 +257,13 @@ typedef struct gpt_config {
     /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
      * layers' tokens together, as in transformers. Losses stay cross-entropy. Not for weighted losses. */
     float router_loss;
+    /* 1: parallel layers lack norm_2, and both branches read norm_1, as in GPT-J (Wang and Komatsuzaki
+     * 2021). */
+    int32_t one_norm;
+    int32_t head_bias; /* 1: logits have a bias */
+    /* (2, pairs of rotated channels) LONGROPE: divisors in short contexts, then in long ones. Read when a
+     * model is created. */
+    const float *rope_divisors;
 } gpt_config;
 
 enum { GPT_MAX_EXPERTS = 128 };

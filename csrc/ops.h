@@ -75,6 +75,7 @@ typedef struct gpt_shape {
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
     int32_t logit_cap; /* 1: logits have a soft cap */
+    int32_t head_bias; /* 1: they have a bias */
     int32_t E;         /* experts; 0: none */
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
@@ -429,13 +430,14 @@ typedef struct dora_backward {
 
 /* ---- head.c ---- */
 
-/* logits = x wte^T in float32, the first V rows of wte only; with a cap then cap tanh(logits / cap). */
+/* logits = x wte^T + b in float32, the first V rows of wte only; with a cap then cap tanh(logits / cap). */
 typedef struct head_forward {
     float *logits;     /* (N, V) =, or the first V columns of (N, Vp) where the table pads logits */
     const act *x;      /* (N, C) */
     const weight *wte; /* (Vp, C) */
     float cap;         /* 0: none */
     int N, C, V, Vp;
+    const float *b; /* (Vp) or NULL */
 } head_forward;
 
 /* ---- qk_norm.c ---- */
@@ -549,8 +551,8 @@ typedef struct attention_decode {
 
 /* ---- classifier.c ---- */
 
-/* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. With a cap, a logit z is
- * cap tanh(z / cap) of its product. Works through the rows in chunks: neither logits nor probabilities of
+/* losses[n] = -log softmax(x[n] wte^T + b)[targets[n]]; 0 where targets[n] is -1. With a cap, a logit is
+ * cap tanh(z / cap) of that z. Works through the rows in chunks: neither logits nor probabilities of
  * all rows ever exist. */
 typedef struct classifier_forward {
     float *losses;          /* (N) = */
@@ -560,6 +562,7 @@ typedef struct classifier_forward {
     float cap;              /* of logits; 0: none */
     int exact;              /* as in linear_forward */
     int N, C, V, Vp;
+    const float *b; /* (Vp) or NULL */
 } classifier_forward;
 
 /* The same losses, total += scale * sum(weights * losses) in a fixed order and, while a chunk's logits
@@ -585,6 +588,8 @@ typedef struct classifier_backward {
     float cap;                     /* as in forward */
     int add;
     int N, C, V, Vp;
+    const float *b; /* (Vp) or NULL */
+    float *db;      /* (Vp) +=, or NULL */
 } classifier_backward;
 
 /* ---- weights.c ---- */

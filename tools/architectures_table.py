@@ -27,8 +27,20 @@ that decides. [CONTRIBUTING.md](../CONTRIBUTING.md#add-an-architecture) tells ho
 """
 # Of a row: those that say how files are written, and those that have columns.
 _FILES = {"model_type", "model_class", "gguf", "paper", "activation_key", "eps_key", "theta_key"}
-_FILES |= {"stems", "gguf_stems", "defaults", "paired", "interleaved", "pad", "divided", "period"}
+_FILES |= {
+    "stems",
+    "gguf_stems",
+    "defaults",
+    "paired",
+    "paired_folder",
+    "gpt2_keys",
+    "interleaved",
+    "pad",
+    "divided",
+    "period",
+}
 _FILES |= {"window_switch", "norms_from_one", "plain", "expert_width_key"}
+_FILES |= {"paired_folder", "gpt2_keys", "own_head"}
 _SHOWN = {"norm", "pos", "activations", "norm_at", *BIASES}
 
 
@@ -69,7 +81,7 @@ def page() -> str:
     """The page as Markdown."""
     lines = ["| `model_type` | GGUF | flags | paper or card | tested |", "| --- " * 5 + "|"]
     for family in FAMILIES:
-        cells = (family.model_type, family.gguf, "; ".join(flags(family)), family.paper)
+        cells = (family.model_type, family.gguf or "none", "; ".join(flags(family)), family.paper)
         lines.append(f"| {' | '.join(cells)} | {tested(family)} |")
     return HEAD + "\n".join(lines) + "\n"
 

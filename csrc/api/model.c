@@ -250,11 +250,12 @@ static int allocate_arena(gpt_model *m) {
 
 static int prepare_rope(gpt_model *m) {
     const gpt_config *c = &m->config;
-    size_t n = (size_t)rope_table_count(c) * (size_t)rope_pairs(c);
+    size_t n = (size_t)(rope_sets(c) * rope_table_count(c)) * (size_t)rope_pairs(c);
     m->rope_frequencies = malloc(sizeof(double) * (n ? n : 1));
     if (!m->rope_frequencies) return fail(GPT_ERR_MEMORY, "no memory for rotary frequencies");
     for (int l = 0; l < c->n_layer; l++) m->rope[l] = rope_index(c, l);
     rope_frequencies(c, m->rope_frequencies);
+    m->config.rope_divisors = NULL; /* the caller's memory */
     return GPT_OK;
 }
 

@@ -38,7 +38,8 @@ typedef struct chunk_task {
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
     float label_smoothing, z_loss;
-    float cap; /* 0: none */
+    float cap;      /* 0: none */
+    const float *b; /* or NULL */
     int C, V, Vp, n_blocks, gradient;
     int slice, slice_end; /* columns */
 } chunk_task;
@@ -78,7 +79,13 @@ CPU_WORKSPACE(classifier_workspace) {
     return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp, shape->logit_cap)));
 }
 
-/* The capped logits z of a block's y, and their slopes for backward. */
+/* The logits z of a block's products y. */
+static const float *biased_block(const chunk_task *a, float *z, const float *y, int col, int cols) {
+    FOR_LANES (c, k, cols) vf_put(z + c, vf_get(y + c, k) + vf_get(a->b + col + c, k), k);
+    return z;
+}
+
+/* The capped logits z of a block's y, which they may be, and their slopes for backward. */
 static const float *cap_block(const chunk_task *a, float *z, const float *y, int row, int col,
                               int cols) {
     float inverse = 1 / a->cap;
@@ -95,11 +102,12 @@ static void exponentials(void *p, const float *products, const float *y_twin, in
                          int rows, int col, int cols) {
     (void)y_twin;
     const chunk_task *a = p;
-    float capped[BLOCK];
+    float changed[BLOCK];
     for (int r = row; r < row + rows; r++) {
         int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
         const float *y = products + (int64_t)(r - row) * ldy;
-        if (a->cap > 0) y = cap_block(a, capped, y, r, col, cols);
+        if (a->b) y = biased_block(a, changed, y, col, cols);
+        if (a->cap > 0) y = cap_block(a, changed, y, r, col, cols);
         int target = a->targets[r] - col;
         if (target >= 0 && target < cols) a->picked[r] = y[target];
         bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->Vp + col : NULL;
@@ -207,6 +215,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
                            .out = op->dwte ? op->dwte + (int64_t)a->slice * a->C : NULL,
+                           .sums = op->db ? op->db + a->slice : NULL,
                            .add = add,
                            .a = a->dlogits + a->slice,
                            .panels = a->x_panels,
@@ -215,7 +224,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
                            .M = cpu_min(a->slice_end, a->V) - a->slice,
                            .N = a->C,
                            .K = n};
-        if (op->dwte && dweight.M > 0) cpu_product(ctx, &dweight);
+        if ((op->dwte || op->db) && dweight.M > 0) cpu_product(ctx, &dweight);
     }
     cpu_parallel(ctx, store_dx, a, n, cpu_grain(ctx, n, 16));
 }
@@ -234,6 +243,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .label_smoothing = op->label_smoothing,
                     .z_loss = op->z_loss,
                     .cap = op->cap,
+                    .b = op->b,
                     .gradient = dx != NULL};
     lay_out(&a, ctx->workspace, rows);
     for (int row = 0; row < N; row += rows) {
@@ -264,6 +274,7 @@ CPU_OP(classifier_forward) {
                                   .wte = op->wte,
                                   .targets = op->targets,
                                   .cap = op->cap,
+                                  .b = op->b,
                                   .N = op->N,
                                   .C = op->C,
                                   .V = op->V,

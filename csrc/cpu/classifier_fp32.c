@@ -34,6 +34,7 @@ typedef struct chunk_task {
     float scale;          /* of the gradient */
     float label_smoothing, z_loss;
     float cap;
+    const float *b;
     int V, stride, gradient;
 } chunk_task;
 
@@ -71,6 +72,7 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
             if (a->gradient) memset(x, 0, sizeof(float) * (size_t)a->V);
             continue;
         }
+        if (a->b) add_row(x, a->b, a->V);
         if (a->cap > 0) cap_row(x, a->V, (scoring){1, a->cap});
         int keeps = a->gradient && a->cap == 0; /* exponentials, in place of logits */
         float max = row_max(x, a->V), picked = x[target] - max;
@@ -130,6 +132,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .label_smoothing = op->label_smoothing,
                            .z_loss = op->z_loss,
                            .cap = op->cap,
+                           .b = op->b,
                            .V = V,
                            .stride = stride,
                            .gradient = dx != NULL};
@@ -148,6 +151,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
                            .out = op->dwte,
+                           .sums = op->db,
                            .add = op->add || row > 0,
                            .a = logits,
                            .b = x_chunk,
@@ -157,7 +161,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .M = V,
                            .N = C,
                            .K = n};
-        if (op->dwte) cpu_product(ctx, &dweight);
+        if (op->dwte || op->db) cpu_product(ctx, &dweight);
     }
 }
 
@@ -167,6 +171,7 @@ CPU_OP(classifier_forward) {
                                   .wte = op->wte,
                                   .targets = op->targets,
                                   .cap = op->cap,
+                                  .b = op->b,
                                   .N = op->N,
                                   .C = op->C,
                                   .V = op->V,

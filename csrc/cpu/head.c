@@ -2,16 +2,19 @@
 #include "product.h"
 #include "softmax.h"
 
-enum { CAP_BLOCK = 4096 };
+enum { BLOCK = 4096 };
 
-/* Item i is a block of all N V logits. */
-static void cap_logits(void *p, int thread, int64_t begin, int64_t end) {
+/* Item i is a block of a row's logits. */
+static void finish_logits(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const head_forward *op = p;
-    int64_t n = (int64_t)op->N * op->V;
-    for (int64_t i = begin * CAP_BLOCK; i < end * CAP_BLOCK && i < n; i += CAP_BLOCK)
-        cap_row(op->logits + i, n - i < CAP_BLOCK ? (int)(n - i) : CAP_BLOCK,
-                (scoring){1, op->cap});
+    int64_t per_row = cpu_div_up(op->V, BLOCK);
+    for (int64_t i = begin; i < end; i++) {
+        int col = (int)(i % per_row) * BLOCK, n = cpu_min(BLOCK, op->V - col);
+        float *z = op->logits + i / per_row * op->V + col;
+        if (op->b) add_row(z, op->b + col, n);
+        if (op->cap > 0) cap_row(z, n, (scoring){1, op->cap});
+    }
 }
 
 CPU_OP(head_forward) {
@@ -26,6 +29,6 @@ CPU_OP(head_forward) {
                  .N = op->V,
                  .K = op->C};
     cpu_product(ctx, &p);
-    int64_t n_blocks = cpu_div_up((int64_t)op->N * op->V, CAP_BLOCK);
-    if (op->cap > 0) cpu_parallel(ctx, cap_logits, (void *)op, n_blocks, 1);
+    int64_t n_blocks = op->N * cpu_div_up(op->V, BLOCK);
+    if (op->b || op->cap > 0) cpu_parallel(ctx, finish_logits, (void *)op, n_blocks, 1);
 }

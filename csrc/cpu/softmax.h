@@ -57,6 +57,11 @@ static inline void cap_row(float *s, int n, scoring how) {
     FOR_LANES (j, k, n) vf_put(s + j, vf_tanh(vf_get(s + j, k) * inner) * how.cap, k);
 }
 
+/* z += b, n numbers. */
+static inline void add_row(float *z, const float *b, int n) {
+    FOR_LANES (j, k, n) vf_put(z + j, vf_get(z + j, k) + vf_get(b + j, k), k);
+}
+
 /* The first `valid` of nk scores become exponentials relative to the running maximum, the others 0.
  * Returns the factor by which what was summed before must shrink. */
 static inline float softmax_row(float *s, int valid, int nk, scoring how, float *max, float *sum) {

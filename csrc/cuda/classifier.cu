@@ -1,5 +1,6 @@
 /* classifier.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
  * become its gradient in place. */
+#include "columns.h"
 #include "instructions.h"
 #include "weights.h"
 
@@ -28,11 +29,12 @@ static size_t logits_bytes(int N, int Vp) {
     return align_up(sizeof(elem) * (size_t)most_chunk_rows(N, Vp) * (size_t)Vp);
 }
 
-/* Logits, and quantized weights as bf16 again: all of them for gradients. */
+/* Logits, quantized weights as bf16 again, all of them for gradients, and sums of the gradient of biases. */
 CUDA_WORKSPACE(classifier_workspace) {
     size_t numbers =
         shape->training ? weight_numbers(shape->Vp, shape->C) : slab_numbers(shape->Vp, shape->C);
-    return logits_bytes(shape->N, shape->Vp) + align_up(sizeof(elem) * numbers);
+    size_t sums = shape->training && shape->head_bias ? column_bytes(1, shape->Vp) : 0;
+    return logits_bytes(shape->N, shape->Vp) + align_up(sizeof(elem) * numbers) + sums;
 }
 
 /* e to the x, for x up to 0: within 1e-6 of the largest. */
@@ -86,7 +88,8 @@ typedef struct classifier_args {
     const int32_t *targets; /* (n) */
     const float *weights;   /* (n) or NULL */
     float scale, label_smoothing, z_loss;
-    float cap; /* 0: none */
+    float cap;      /* 0: none */
+    const float *b; /* (Vp) or NULL */
     int gradient, n, V, Vp;
 } classifier_args;
 
@@ -102,25 +105,28 @@ template <int W> static __device__ inline void softmax_add(softmax_state *s, flo
     s->sum = sum;
 }
 
-static __device__ inline float capped(float x, float cap) {
-    return cap * tanhf(x / cap);
+/* The logit of token v from its product. */
+static __device__ inline float changed(float x, const classifier_args &a, int v) {
+    if (a.b) x += a.b[v];
+    return a.cap > 0 ? a.cap * tanhf(x / a.cap) : x;
 }
 
 /* The logits from V on take no part: their exponentials are 0. */
-template <bool CAPPED, int W>
-static __device__ inline void load_logits(float (&y)[W], const elem *x, int v, int V, float cap) {
+template <bool CHANGED, int W>
+static __device__ inline void load_logits(float (&y)[W], const elem *x, int v,
+                                          const classifier_args &a) {
     load(y, x + v);
-    if (CAPPED)
+    if (CHANGED)
 #pragma unroll
-        for (int k = 0; k < W; k++) y[k] = capped(y[k], cap);
-    if (v + W <= V) return;
+        for (int k = 0; k < W; k++) y[k] = changed(y[k], a, v + k);
+    if (v + W <= a.V) return;
 #pragma unroll
     for (int k = 0; k < W; k++)
-        if (v + k >= V) y[k] = -INFINITY;
+        if (v + k >= a.V) y[k] = -INFINITY;
 }
 
-/* Soft caps have kernels of their own, since they take registers. */
-template <bool CAPPED, int W, row_place PLACE>
+/* Biases and soft caps have kernels of their own, since they take registers. */
+template <bool CHANGED, int W, row_place PLACE>
 static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifier_args a) {
     const int LANES = PLACE == ROW_OF_WARP ? (int)WARP : (int)THREADS, STRIDE = LANES * W;
     int thread = (int)threadIdx.x, lane = thread % LANES;
@@ -131,7 +137,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     const elem *x = out;
     softmax_state *warps = shared_memory<softmax_state>(); /* (WARPS) */
     float hot = lane == 0 && target >= 0 ? to_float(x[target]) : 0;
-    if (CAPPED) hot = capped(hot, a.cap);
+    if (CHANGED && target >= 0) hot = changed(hot, a, target);
     if (PLACE == ROW_IN_SHARED) {
         elem *copy = (elem *)(warps + WARPS); /* (Vp), of which each thread reads what it wrote */
         for (int v = lane * W; v < V; v += STRIDE) copy_async(copy + v, x + v, true);
@@ -141,7 +147,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     softmax_state s = {-INFINITY, 0};
     float y[W];
     for (int v = lane * W; v < V; v += STRIDE) {
-        load_logits<CAPPED>(y, x, v, V, a.cap);
+        load_logits<CHANGED>(y, x, v, a);
         softmax_add(&s, y);
     }
     s = merge_warp(s);
@@ -163,15 +169,15 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
 #pragma unroll
         for (int k = 0; k < W; k++) y[k] = 0;
         if (target >= 0 && v < V) {
-            load_logits<CAPPED>(y, x, v, V, a.cap);
+            load_logits<CHANGED>(y, x, v, a);
 #pragma unroll
             for (int k = 0; k < W; k++) {
-                float t = CAPPED ? y[k] / a.cap : 0;
+                float t = CHANGED && a.cap > 0 ? y[k] / a.cap : 0;
                 float dz = exp_of(y[k] - s.max) * factor - everywhere;
-                if (CAPPED && v + k == target) dz -= scale - smoothed;
+                if (CHANGED && v + k == target) dz -= scale - smoothed;
                 y[k] = v + k < V ? dz * (1 - t * t) : 0;
             }
-            if (!CAPPED && target >= v && target < v + W)
+            if (!CHANGED && target >= v && target < v + W)
 #pragma unroll
                 for (int k = 0; k < W; k++)
                     if (v + k == target) y[k] -= scale - smoothed;
@@ -183,7 +189,8 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
 template <int W, row_place PLACE>
 static void launch_classifier(gpt_ctx *ctx, const classifier_args &a) {
     int rows = PLACE == ROW_OF_WARP ? (int)WARPS : 1;
-    launch(ctx, a.cap > 0 ? classifier_kernel<true, W, PLACE> : classifier_kernel<false, W, PLACE>,
+    bool is_changed = a.b || a.cap > 0;
+    launch(ctx, is_changed ? classifier_kernel<true, W, PLACE> : classifier_kernel<false, W, PLACE>,
            dim3((unsigned)div_up(a.n, rows)), THREADS, classifier_shared_bytes<PLACE>(a.Vp), a);
 }
 
@@ -215,6 +222,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     elem *dx = (elem *)op->dx;
     elem *logits = (elem *)ctx->workspace;
     elem *room = (elem *)((char *)logits + logits_bytes(N, Vp));
+    float *sums = (float *)((char *)room + align_up(sizeof(elem) * weight_numbers(Vp, C)));
     const void *wte = dx ? whole_weight(ctx, op->wte, room, Vp, C) : op->wte;
     int rows = chunk_rows(N, Vp);
     for (int row = 0; row < N; row += rows) {
@@ -236,8 +244,9 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
         else
             slab_product(ctx, &head, room, exact);
         const float *weights = op->weights ? op->weights + row : NULL;
-        losses_of_logits(ctx, {op->losses + row, logits, op->targets + row, weights, op->scale,
-                               op->label_smoothing, op->z_loss, op->cap, dx != NULL, n, V, Vp});
+        losses_of_logits(ctx,
+                         {op->losses + row, logits, op->targets + row, weights, op->scale,
+                          op->label_smoothing, op->z_loss, op->cap, op->b, dx != NULL, n, V, Vp});
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,
@@ -266,6 +275,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                            .a = logits,
                            .b = x_chunk};
         if (op->dwte) cuda_product(ctx, &dweight);
+        if (op->db) sum_columns(ctx, op->db, sums, logits, n, Vp);
     }
 }
 
@@ -276,6 +286,7 @@ CUDA_OP(classifier_forward) {
     losses.wte = op->wte;
     losses.targets = op->targets;
     losses.cap = op->cap;
+    losses.b = op->b;
     losses.N = op->N;
     losses.C = op->C;
     losses.V = op->V;

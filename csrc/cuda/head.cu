@@ -6,11 +6,15 @@ CUDA_WORKSPACE(head_workspace) {
     return align_up(sizeof(elem) * slab_numbers(shape->Vp, shape->C));
 }
 
-enum { CAP_THREADS = 256 };
+enum { FINISH_THREADS = 256 };
 
-static __global__ void cap_logits_kernel(float *logits, float cap, int64_t n) {
-    int64_t i = (int64_t)blockIdx.x * CAP_THREADS + threadIdx.x;
-    if (i < n) logits[i] = cap * tanhf(logits[i] / cap);
+static __global__ void finish_logits_kernel(float *logits, const float *b, float cap, int Vp,
+                                            int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * FINISH_THREADS + threadIdx.x;
+    if (i >= n) return;
+    float z = logits[i];
+    if (b) z += b[i % Vp];
+    logits[i] = cap > 0 ? cap * tanhf(z / cap) : z;
 }
 
 /* Whole rows of Vp: the library's fast products want rows that are aligned. */
@@ -29,7 +33,7 @@ CUDA_OP(head_forward) {
                  .b = op->wte};
     slab_product(ctx, &p, (elem *)ctx->workspace, 0);
     int64_t n = (int64_t)op->N * op->Vp;
-    if (op->cap > 0)
-        launch(ctx, cap_logits_kernel, dim3((unsigned)div_up(n, CAP_THREADS)), CAP_THREADS, 0,
-               op->logits, op->cap, n);
+    if (op->b || op->cap > 0)
+        launch(ctx, finish_logits_kernel, dim3((unsigned)div_up(n, FINISH_THREADS)), FINISH_THREADS,
+               0, op->logits, op->b, op->cap, op->Vp, n);
 }

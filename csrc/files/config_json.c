@@ -144,6 +144,8 @@ static const char *const our_fields[] = {
     "n_expert_used",
     "expert_norm",
     "router_loss",
+    "one_norm",
+    "head_bias",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -154,6 +156,10 @@ static int check_our_fields(source s) {
     while (json_next(&walk, &key, &value)) {
         int i = 0;
         while (i < N_OUR_FIELDS && !json_is(key, our_fields[i])) i++;
+        if (json_is(key, "layers") || json_is(key, "rope_divisors"))
+            return fail(GPT_ERR_FILE,
+                        "%s: the C library reads no models with %s: load this one in Python",
+                        s.where, json_is(key, "layers") ? "layers" : "rope_divisors");
         if (i == N_OUR_FIELDS)
             return fail(GPT_ERR_FILE, "%s: the model field %s is unknown to this gptc", s.where,
                         show(key.begin, (size_t)(key.end - key.begin)).text);
@@ -186,6 +192,8 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_int(s, "n_expert_used", &c->n_expert_used));
     TRY(get_bool(s, "expert_norm", &c->expert_norm));
     TRY(get_float(s, "router_loss", &c->router_loss));
+    TRY(get_bool(s, "one_norm", &c->one_norm));
+    TRY(get_bool(s, "head_bias", &c->head_bias));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;
@@ -593,7 +601,10 @@ int config_from_json(const char *text, size_t n, const char *where, gpt_config *
     if (!found && !f) return fail(GPT_ERR_FILE, "%s lacks model_type", where);
     *names = f ? NAMES_LLAMA : json_is(kind, "gpt2") ? NAMES_GPT2 : NAMES_OURS;
     if (*names == NAMES_OURS && !json_is(kind, "gptc"))
-        return unsupported(s, "model_type", kind, "gpt2, llama, mistral, qwen2, qwen3 and gptc");
+        return fail(GPT_ERR_FILE,
+                    "%s: model_type %s is not one of gpt2, llama, mistral, qwen2, qwen3 and gptc, "
+                    "which the C library reads: load the model in Python",
+                    where, show(kind.begin, (size_t)(kind.end - kind.begin)).text);
     if (*names != NAMES_OURS) {
         TRY(find(s, "quantization_config", &value, &found));
         if (found && value.kind == JSON_OBJECT)

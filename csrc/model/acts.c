@@ -49,9 +49,10 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     /* Without backward, the residual stream is one buffer, in place, and so is the norm. */
     a->resid_2 = take_acts(p, training, N, C);
     a->norm_1 = take_acts(p, norms_before(c), N, C);
-    a->norm_2 = training ? take_acts(p, norms_before(c), N, C) : a->norm_1;
+    bool apart = training && !c->one_norm;
+    a->norm_2 = apart ? take_acts(p, norms_before(c), N, C) : a->norm_1;
     a->stats_1 = take_floats(p, training, N, 2);
-    a->stats_2 = take_floats(p, training, N, 2);
+    a->stats_2 = apart ? take_floats(p, true, N, 2) : a->stats_1;
     a->qkv = take_acts(p, true, N, qkv_size(c));
     int64_t heads = c->n_head + c->n_kv_head;
     a->qk = take_acts(p, training && c->qk_norm, N, heads * head_size(c));

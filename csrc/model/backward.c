@@ -17,6 +17,8 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
                               .label_smoothing = x->weighted ? 0 : m->options.label_smoothing,
                               .z_loss = x->weighted ? 0 : m->options.z_loss,
                               .cap = c->logit_cap,
+                              .b = m->w.head_b,
+                              .db = m->dw.head_b,
                               .add = !x->first,
                               .N = x->N,
                               .C = c->n_embd,
@@ -83,7 +85,8 @@ static const act *branch_norm(gpt_model *m, const acts *a, const batch *x, int l
     return a->dunnormed;
 }
 
-/* In parallel layers dbranch is that of both branches, and norm 2 has read what norm 1 has. */
+/* In parallel layers dbranch is that of both branches, and norm 2 has read what norm 1 has. With one norm the
+ * gradient of this branch goes through it apart from the other's. */
 static void join(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
     const layer_acts *la = &a->layers[l];

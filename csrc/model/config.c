@@ -82,11 +82,25 @@ static int check_range(const char *field, int64_t value, int64_t least, int64_t 
                 (long long)value, (long long)least, (long long)most);
 }
 
+static int check_longrope(const gpt_config *c) {
+    TRY(check_range("rope_original", c->rope_original, 1, MAX_BLOCK));
+    if (!(c->rope_attention > 0 && isfinite(c->rope_attention)))
+        return fail(GPT_ERR_ARGUMENT, "rope_attention is %g; it must be above 0",
+                    c->rope_attention);
+    if (!c->rope_divisors) return fail(GPT_ERR_ARGUMENT, "longrope needs rope_divisors");
+    for (int64_t i = 0; i < 2 * rope_pairs(c); i++)
+        if (!(c->rope_divisors[i] > 0 && isfinite(c->rope_divisors[i])))
+            return fail(GPT_ERR_ARGUMENT, "number %d of rope_divisors is %g; it must be above 0",
+                        (int)i, c->rope_divisors[i]);
+    return GPT_OK;
+}
+
 static int check_rope_scaling(const gpt_config *c) {
-    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_DYNAMIC));
+    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_LONGROPE));
     if (c->rope_scaling == GPT_ROPE_NONE) return GPT_OK;
     if (c->pos != GPT_POS_ROPE)
         return fail(GPT_ERR_ARGUMENT, "rope_scaling needs rotary positions within heads");
+    if (c->rope_scaling == GPT_ROPE_LONGROPE) return check_longrope(c);
     if (!(c->rope_factor >= 1 && isfinite(c->rope_factor)))
         return fail(GPT_ERR_ARGUMENT, "rope_factor is %g; it must be at least 1", c->rope_factor);
     if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
@@ -135,6 +149,9 @@ static int check_branches(const gpt_config *c) {
     if (c->qk_norm == GPT_QK_NORM_WIDTH && c->n_kv_head != c->n_head)
         return fail(GPT_ERR_ARGUMENT, "qk_norm over the width needs n_kv_head equal to n_head");
     TRY(check_range("parallel", c->parallel, 0, 1));
+    TRY(check_range("one_norm", c->one_norm, 0, 1));
+    if (c->one_norm && !c->parallel)
+        return fail(GPT_ERR_ARGUMENT, "one_norm needs parallel branches");
     TRY(check_range("norm_at", c->norm_at, GPT_NORM_BEFORE, GPT_NORM_BOTH));
     if (c->parallel && c->norm_at != GPT_NORM_BEFORE)
         return fail(GPT_ERR_ARGUMENT, "norm_at must be 0 (before the branches): they are parallel");
@@ -199,6 +216,7 @@ int gpt_config_check(const gpt_config *c) {
     TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_GEGLU));
     TRY(check_range("bias", c->bias, 0, GPT_BIAS_ALL));
     TRY(check_range("tied", c->tied, 0, 1));
+    TRY(check_range("head_bias", c->head_bias, 0, 1));
     TRY(check_range("head_size", c->head_size, 0, MAX_WIDTH));
     TRY(check_range("window", c->window, 0, INT32_MAX));
     if (c->head_size == 0 && c->n_embd % c->n_head)

@@ -152,6 +152,7 @@ static void head(gpt_session *s, step *t, int first, int n) {
                            .x = row_of(m, s->acts.norm_f, first),
                            .wte = m->w.head,
                            .cap = c->logit_cap,
+                           .b = m->w.head_b,
                            .N = rows,
                            .C = c->n_embd,
                            .V = c->vocab_size,

@@ -220,7 +220,8 @@ static void attend(gpt_model *m, const acts *a, const batch *x, int l) {
     branch_norm(m, a, x, l, la->stats_att, la->att_out, w->att_norm_w);
 }
 
-/* The stream takes in the branch of attention. Norm 2 reads it, or in parallel layers what norm 1 has read. */
+/* The stream takes in the branch of attention. Norm 2 reads it, or in parallel layers what norm 1 has read; or it is
+ * norm 1. */
 static void join(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
@@ -229,8 +230,9 @@ static void join(gpt_model *m, const acts *a, const batch *x, int l) {
              a->branch, w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
         return;
     }
-    norm(m, x, norm_before(m, l), NULL, a->rest, la->norm_2, la->stats_2, la->resid_1, NULL,
-         w->norm_2_w, w->norm_2_b, (gpt_dropout_site){0});
+    if (!m->config.one_norm)
+        norm(m, x, norm_before(m, l), NULL, a->rest, la->norm_2, la->stats_2, la->resid_1, NULL,
+             w->norm_2_w, w->norm_2_b, (gpt_dropout_site){0});
     norm(m, x, NORM_NONE, la->resid_2, a->rest, la->resid_2, NULL, la->resid_1, a->branch, NULL,
          NULL, dropout_of(m, x, l, SITE_MLP_PROJ));
 }

@@ -56,6 +56,7 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .F = c->n_ff,
                        .activation = c->activation,
                        .logit_cap = c->logit_cap > 0,
+                       .head_bias = c->head_bias,
                        .E = c->n_expert};
 }
 
@@ -111,7 +112,7 @@ typedef struct layer_view {
     weight *att_proj_w;                     /* (C, NH HS) */
     weight *att_proj_b;                     /* (C) */
     float *att_norm_w;                      /* (C) of the norm after the branch */
-    float *norm_2_w, *norm_2_b;             /* (C) */
+    float *norm_2_w, *norm_2_b;             /* (C); with one_norm those of norm 1 */
     weight *fc_w;                           /* (F or 2 F, C) */
     weight *fc_b;                           /* (F or 2 F) */
     weight *mlp_proj_w;                     /* (C, F) */
@@ -130,6 +131,7 @@ typedef struct params_view {
     float *wpe;                 /* (block_size, C) */
     float *norm_f_w, *norm_f_b; /* (C) */
     weight *head;               /* (Vp, C); of wte where tied */
+    float *head_b;              /* (Vp) */
     layer_view *layers;         /* (L) */
 } params_view;
 
@@ -220,10 +222,10 @@ typedef struct layer_acts {
     act *att_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
     float *stats_att; /* (N, 2) of that norm */
     act *resid_2;     /* (N, C) the residual stream as norm 2 reads it */
-    act *norm_2;      /* (N, C); resid_2 where no norm is before the branches */
-    float *stats_2;   /* (N, 2) */
-    float *probs;     /* (N, E) of experts */
-    float *gates;     /* (N, K) */
+    act *norm_2;    /* (N, C); resid_2 where no norm is before the branches, norm_1 with one_norm */
+    float *stats_2; /* (N, 2) */
+    float *probs;   /* (N, E) of experts */
+    float *gates;   /* (N, K) */
     int32_t *choices; /* (N, K) */
     int32_t *places;  /* (N, K) */
     int32_t *begins;  /* (E + 1); those of all layers one after the other */
@@ -365,7 +367,7 @@ struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
     int *rope;                /* (L) the index of a layer's rotary table, -1 where it has none */
-    double *rope_frequencies; /* (number of tables, pairs) radians a position */
+    double *rope_frequencies; /* (rope_sets, number of tables, pairs) radians a position */
     gpt_options options;      /* with defaults in place of 0 */
     const gpt_ops *ops;
     gpt_ctx *ctx;
@@ -636,7 +638,9 @@ int rope_index(const gpt_config *c, int l);
 int rope_table_count(const gpt_config *c);
 /* Pairs of channels that a table turns: 0 with learned positions. */
 int64_t rope_pairs(const gpt_config *c);
-/* Radians a position: (number of tables, pairs). */
+/* Sets of frequencies: for short and for long contexts, or one. */
+int rope_sets(const gpt_config *c);
+/* Radians a position: (rope_sets, number of tables, pairs). */
 void rope_frequencies(const gpt_config *c, double *out);
 /* The table of layer l, NULL where it has none. */
 const float *rope_table(const gpt_model *m, const acts *a, int l);

@@ -22,13 +22,16 @@ typedef enum when {
     NORM_BIAS,
     NORM_BEFORE_WEIGHT,
     NORM_BEFORE_BIAS,
+    NORM_2_WEIGHT,
+    NORM_2_BIAS,
     NORM_AFTER_WEIGHT,
     QKV_BIAS,
     QK_NORM,
     ATT_PROJ_BIAS,
     FC_BIAS,
     MLP_PROJ_BIAS,
-    UNTIED
+    UNTIED,
+    HEAD_BIAS
 } when;
 
 #define MODEL_FIELD(field) offsetof(params_view, field)
@@ -53,8 +56,8 @@ static const struct row {
     {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, ATT, RESIDUAL, ALWAYS},
     {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, ATT_PROJ_BIAS},
     {LAYER, "attn.norm.weight", LAYER_FIELD(att_norm_w), WIDTH, ONE, ONES, NORM_AFTER_WEIGHT},
-    {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_BEFORE_WEIGHT},
-    {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BEFORE_BIAS},
+    {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_2_WEIGHT},
+    {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_2_BIAS},
     {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, NO_EXPERTS},
     {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, FC_BIAS},
     {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, NO_EXPERTS},
@@ -66,6 +69,7 @@ static const struct row {
     {LAST, "norm_f.weight", MODEL_FIELD(norm_f_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAST, "norm_f.bias", MODEL_FIELD(norm_f_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAST, "lm_head.weight", MODEL_FIELD(head), VOCAB, WIDTH, NORMAL, UNTIED},
+    {LAST, "lm_head.bias", MODEL_FIELD(head_b), VOCAB, ONE, ZEROS, HEAD_BIAS},
 };
 enum { N_ROWS = sizeof table / sizeof *table, ALIGN = 16 /* numbers: a cache line */ };
 
@@ -94,6 +98,10 @@ static bool present(const gpt_config *c, int norm, when when) {
         return c->norm_weight && norms_before(c);
     case NORM_BEFORE_BIAS:
         return has_norm_bias(c, norm) && norms_before(c);
+    case NORM_2_WEIGHT:
+        return c->norm_weight && norms_before(c) && !c->one_norm;
+    case NORM_2_BIAS:
+        return has_norm_bias(c, norm) && norms_before(c) && !c->one_norm;
     case NORM_AFTER_WEIGHT:
         return c->norm_weight && norms_after(c);
     case QKV_BIAS:
@@ -108,6 +116,8 @@ static bool present(const gpt_config *c, int norm, when when) {
         return c->bias & GPT_BIAS_MLP_PROJ;
     case UNTIED:
         return !c->tied;
+    case HEAD_BIAS:
+        return c->head_bias;
     }
     return false;
 }
@@ -380,7 +390,7 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
     if (row && row->rows == FC && row->cols != ONE && is_gated(c->activation)) s->parts = 2;
     split_rows(c, row, s);
     if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
-    bool may_be_blocks = row && (is_product(c, row) || row->rows == VOCAB);
+    bool may_be_blocks = row && (is_product(c, row) || (row->rows == VOCAB && row->cols != ONE));
     TRY(stack_rows(ops, o, i, slot, may_be_blocks, s));
     bool read_too = row && row->place == FIRST && !s->n_stacked;
     bool packs_host_memory = ops->packs_host_memory || s->n_stacked;
@@ -458,6 +468,15 @@ static void clear_view(const gpt_config *c, params_view *view) {
     view->layers = layers;
 }
 
+/* With one_norm, norm 2 is norm 1. */
+static void share_norms(const gpt_config *c, params_view *view) {
+    for (int l = 0; c->one_norm && l < c->n_layer; l++) {
+        layer_view *layer = &view->layers[l];
+        layer->norm_2_w = layer->norm_1_w;
+        layer->norm_2_b = layer->norm_1_b;
+    }
+}
+
 void params_view_set(const gpt_config *c, const params_layout *layout, float *params,
                      params_view *view) {
     clear_view(c, view);
@@ -465,6 +484,7 @@ void params_view_set(const gpt_config *c, const params_layout *layout, float *pa
         void *own = params + layout->slots[i].offset, *packed = layout->segments[i].packed;
         set_field(c, layout, i, (tensor_places){own, packed ? packed : own}, view);
     }
+    share_norms(c, view);
 }
 
 void grads_view_set(const gpt_config *c, const params_layout *layout, float *grads,
@@ -475,6 +495,7 @@ void grads_view_set(const gpt_config *c, const params_layout *layout, float *gra
         void *grad = s->grad < 0 ? NULL : grads + s->grad;
         set_field(c, layout, i, (tensor_places){grad, grad}, view);
     }
+    share_norms(c, view);
 }
 
 /* 64 well-mixed bits from a counter (SplitMix64: Steele, Lea and Flood 2014). */

@@ -74,14 +74,33 @@ static double rope_frequency(const gpt_config *c, float theta, int64_t i, int64_
     return kept < 1 ? (1 - kept) * frequency / c->rope_factor + kept * frequency : frequency;
 }
 
-void rope_frequencies(const gpt_config *c, double *out) {
+int rope_sets(const gpt_config *c) {
+    return c->rope_scaling == GPT_ROPE_LONGROPE ? 2 : 1;
+}
+
+static void fill_set(const gpt_config *c, const float *divisors, double *out) {
     int64_t pairs = rope_pairs(c);
     for (int l = 0, n = 0; l < c->n_layer; l++) {
         if (rope_index(c, l) != n) continue;
-        for (int64_t i = 0; i < pairs; i++)
-            out[n * pairs + i] = rope_frequency(c, config_layer(c, l).rope_theta, i, pairs);
+        for (int64_t i = 0; i < pairs; i++) {
+            double frequency = rope_frequency(c, config_layer(c, l).rope_theta, i, pairs);
+            out[n * pairs + i] = divisors ? frequency / divisors[i] : frequency;
+        }
         n++;
     }
+}
+
+void rope_frequencies(const gpt_config *c, double *out) {
+    int64_t pairs = rope_pairs(c), size = rope_table_count(c) * pairs;
+    for (int set = 0; set < rope_sets(c); set++)
+        fill_set(c, rope_sets(c) > 1 ? c->rope_divisors + set * pairs : NULL, out + set * size);
+}
+
+/* Those for tables of so many rows. */
+static const double *frequencies_for(const gpt_model *m, int rows) {
+    const gpt_config *c = &m->config;
+    bool is_long = rope_sets(c) > 1 && rows > c->rope_original;
+    return m->rope_frequencies + (is_long ? rope_table_count(c) * rope_pairs(c) : 0);
 }
 
 const float *rope_table(const gpt_model *m, const acts *a, int l) {
@@ -91,6 +110,7 @@ const float *rope_table(const gpt_model *m, const acts *a, int l) {
 
 /* Queries and keys are multiplied by it: Peng et al. 2023, section 3.4. */
 static double rope_attention(const gpt_config *c) {
+    if (c->rope_scaling == GPT_ROPE_LONGROPE) return c->rope_attention;
     if (c->rope_scaling != GPT_ROPE_YARN) return 1;
     return c->rope_attention > 0 ? c->rope_attention : 0.1 * log(c->rope_factor) + 1;
 }
@@ -136,9 +156,10 @@ void rope_reach(const gpt_model *m, acts *a, int first, int end, int length) {
         if (last < 2 * (int64_t)first) last = 2 * (int64_t)first;
         if (last > a->rope_rows) last = a->rope_rows;
     }
+    const double *frequencies = frequencies_for(m, a->rope_rows);
     for (int i = 0, n = rope_table_count(&m->config); i < n; i++)
-        fill(m, m->rope_frequencies + i * pairs, growth, a->rope + 2 * i * a->rope_rows * pairs,
-             first, (int)last);
+        fill(m, frequencies + i * pairs, growth, a->rope + 2 * i * a->rope_rows * pairs, first,
+             (int)last);
     if (growth == 1)
         a->rope_filled = (int)last;
     else if (a->rope_filled > first)

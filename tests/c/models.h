@@ -26,6 +26,9 @@ static const gpt_layer around_layers[] = {
     {GPT_NORM_RMSNORM, 1, 100.0f, 5},
 };
 
+/* Of heads of 4 channels, in short contexts and in long ones. */
+static const float rope_divisors[] = {2.0f, 3.0f, 1.0f, 1.75f};
+
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
  * tied, eps, theta, scaling, head size, layers. The last ones are no family's: they cross the options in
  * other ways. */
@@ -76,9 +79,32 @@ static const family families[] = {
     {"parallel", /* as GPT-NeoX */
      {63, 24, 2, 3, 3, 24, 19, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU_ERF, GPT_BIAS_ALL,
       0, 1e-5f, 10000, .rope_dim = 2, .parallel = 1}},
-    {"norms after", /* as OLMo 2, with the scores of a Cerebras-GPT */
-     {57, 24, 3, 3, 3, 20, 17, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, GPT_BIAS_ATT_PROJ,
-      0, 1e-6f, 500, .head_size = 4, .qk_norm = GPT_QK_NORM_WIDTH, .norm_at = GPT_NORM_AFTER,
+    {"one norm", /* as GPT-J, with the biases of Phi-1.5 */
+     {63, 24, 2, 3, 3, 24, 19, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, GPT_BIAS_ALL, 0,
+      1e-5f, 10000, .rope_dim = 4, .parallel = 1, .one_norm = 1, .head_bias = 1}},
+    {"norms after", /* as OLMo 2, with the scores of a Cerebras-GPT and longrope */
+     {57,
+      24,
+      3,
+      3,
+      3,
+      20,
+      17,
+      GPT_NORM_RMSNORM,
+      1,
+      GPT_POS_ROPE,
+      GPT_ACT_SWIGLU,
+      GPT_BIAS_ATT_PROJ,
+      0,
+      1e-6f,
+      500,
+      .rope_scaling = GPT_ROPE_LONGROPE,
+      .rope_original = 1,
+      .rope_attention = 0.8f,
+      .rope_divisors = rope_divisors,
+      .head_size = 4,
+      .qk_norm = GPT_QK_NORM_WIDTH,
+      .norm_at = GPT_NORM_AFTER,
       .score_by_layer = 1}},
     {"norms around", /* as Gemma 3 */
      {66,

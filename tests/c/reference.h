@@ -294,6 +294,17 @@ static inline void ref_yarn_table(double *table, double theta, double factor, do
     }
 }
 
+/* The same with frequencies divided by their own numbers: Ding et al. 2024, equation 3. */
+static inline void ref_divided_table(double *table, double theta, const float *divisors,
+                                     double attention, int T, int HS) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t / (divisors[i] * pow(theta, 2.0 * i / HS));
+            table[(t * (HS / 2) + i) * 2] = attention * cos(angle);
+            table[(t * (HS / 2) + i) * 2 + 1] = attention * sin(angle);
+        }
+}
+
 /* In place; sign 1 rotates forward, -1 back. Within heads, only the first `turned` channels. */
 static inline void ref_rope(double *qkv /* (N, QKV) */, const double *table,
                             const int32_t *positions /* or NULL */, int pos, int sign, int N, int T,
@@ -332,6 +343,8 @@ static inline int ref_value_at(int n, int h, int NH, int NKV, int HS) {
 /* The factor of probability (b, h, i, j). */
 /* Soft caps of scores and logits, 0: none. */
 static double ref_score_cap, ref_logit_cap;
+/* The bias of logits and its gradient, NULL: none. */
+static double *ref_head_bias, *ref_head_db;
 
 static inline double ref_capped(double x, double cap) {
     return cap > 0 ? cap * tanh(x / cap) : x;
@@ -445,7 +458,7 @@ static inline void ref_attention_backward(double *dqkv, const double *dout, cons
 
 /* ---- classifier ---- */
 
-/* losses =, and where dx is not NULL the gradient of scale * sum(losses): dx +=, dwte +=. */
+/* losses =, and where dx is not NULL the gradient of scale * sum(losses): dx +=, dwte +=, ref_head_db +=. */
 static inline void ref_classifier(double *losses /* (N) */, double *dx /* (N, C) or NULL */,
                                   double *dwte /* (Vp, C) or NULL */, const double *x,
                                   const double *wte, const int32_t *targets, double scale, int N,
@@ -456,7 +469,7 @@ static inline void ref_classifier(double *losses /* (N) */, double *dx /* (N, C)
         double max = -INFINITY, sum = 0.0;
         losses[n] = 0.0;
         if (targets[n] == -1) continue;
-        ref_linear_forward(p, x + n * C, wte, NULL, 1, C, V);
+        ref_linear_forward(p, x + n * C, wte, ref_head_bias, 1, C, V);
         for (int v = 0; v < V; v++) p[v] = ref_capped(p[v], ref_logit_cap);
         for (int v = 0; v < V; v++) max = fmax(max, p[v]);
         for (int v = 0; v < V; v++) sum += exp(p[v] - max);
@@ -466,7 +479,7 @@ static inline void ref_classifier(double *losses /* (N) */, double *dx /* (N, C)
             double slope = ref_cap_slope(p[v], ref_logit_cap);
             p[v] = slope * scale * (exp(p[v] - max) / sum - (v == targets[n]));
         }
-        ref_linear_backward(dx + n * C, dwte, NULL, p, x + n * C, wte, 1, C, V);
+        ref_linear_backward(dx + n * C, dwte, ref_head_db, p, x + n * C, wte, 1, C, V);
     }
     free(p);
 }

@@ -103,6 +103,9 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
         a->rope = host_zeros((int64_t)T * m.ATT);
         int width = config->pos == GPT_POS_ROPE ? m.turned : m.HS;
         ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, width, m.ATT);
+        if (config->rope_scaling == GPT_ROPE_LONGROPE)
+            ref_divided_table(a->rope, a->is.rope_theta, rope_divisors + width / 2,
+                              config->rope_attention, T, width);
         if (config->rope_scaling == GPT_ROPE_YARN)
             ref_yarn_table(a->rope, a->is.rope_theta, config->rope_factor, config->rope_low_freq,
                            config->rope_high_freq, config->rope_original,
@@ -237,8 +240,9 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_norm_after(m, m->branch, a->stats_att, a->att_out, l, "attn.norm.weight");
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
-    ref_norm_before(m, a->norm_2, a->stats_2, m->c.parallel ? a->resid_1 : a->resid_2, l,
-                    "norm_2.weight", "norm_2.bias");
+    const char *norm_2 = m->c.one_norm ? "norm_1.weight" : "norm_2.weight";
+    ref_norm_before(m, a->norm_2, a->stats_2, m->c.parallel ? a->resid_1 : a->resid_2, l, norm_2,
+                    m->c.one_norm ? "norm_1.bias" : "norm_2.bias");
     if (m->c.n_expert) {
         ref_experts_forward(m, l);
     } else {
@@ -262,7 +266,8 @@ static inline double ref_model_forward(void *pointer) {
         ref_layer_forward(m, l, l + 1 < L ? m->layers[l + 1].resid_1 : m->resid_f);
     }
     ref_norm(m, m->norm_f, m->stats_f, m->resid_f, -1, "norm_f.weight", "norm_f.bias");
-    ref_linear_forward(m->logits, m->norm_f, ref_head(m, 0), NULL, m->N, C, V);
+    ref_head_bias = ref_param(m, -1, "lm_head.bias");
+    ref_linear_forward(m->logits, m->norm_f, ref_head(m, 0), ref_head_bias, m->N, C, V);
     ref_logit_cap = m->c.logit_cap;
     for (int i = 0; i < m->N * V; i++) m->logits[i] = ref_capped(m->logits[i], ref_logit_cap);
     ref_classifier(m->losses, NULL, NULL, m->norm_f, ref_head(m, 0), m->targets, 1.0, m->N, C, V);
@@ -333,8 +338,9 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
                              "norm_2.bias");
     dbranch = ref_norm_after_back(m, dresid, a->att_out, a->stats_att, l, "attn.norm.weight");
     if (m->c.parallel)
-        ref_norm_before_back(m, dresid, dnorm, a->resid_1, a->stats_2, l, "norm_2.weight",
-                             "norm_2.bias");
+        ref_norm_before_back(m, dresid, dnorm, a->resid_1, a->stats_2, l,
+                             m->c.one_norm ? "norm_1.weight" : "norm_2.weight",
+                             m->c.one_norm ? "norm_1.bias" : "norm_2.bias");
     double *datt =
         ref_linear_back(m, dbranch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
@@ -356,9 +362,11 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
 static inline void ref_model_backward(ref_model *m, double scale) {
     int C = m->c.n_embd, n_valid = count_targets(m->targets, m->N);
     ref_score_cap = m->c.score_cap, ref_logit_cap = m->c.logit_cap;
+    ref_head_bias = ref_param(m, -1, "lm_head.bias"), ref_head_db = ref_grad(m, -1, "lm_head.bias");
     double *dnorm = host_zeros((int64_t)m->N * C), *dresid = host_zeros((int64_t)m->N * C);
     ref_classifier(m->losses, dnorm, ref_head(m, 1), m->norm_f, ref_head(m, 0), m->targets,
                    scale / n_valid, m->N, C, m->c.vocab_size);
+    ref_head_db = NULL;
     ref_norm_back(m, dresid, dnorm, m->resid_f, m->stats_f, -1, "norm_f.weight", "norm_f.bias");
     for (int l = m->c.n_layer - 1; l >= 0; l--) ref_layer_backward(m, l, dresid);
     for (int i = 0; m->c.embedding_scale > 0 && i < m->N * C; i++)

@@ -120,7 +120,7 @@ static const bad_int bad_ints[] = {
     INT_FIELD(head_size, 7),
     INT_FIELD(head_size, INT_MAX),
     INT_FIELD(tied, -1),
-    INT_FIELD(rope_scaling, GPT_ROPE_DYNAMIC + 1),
+    INT_FIELD(rope_scaling, GPT_ROPE_LONGROPE + 1),
     INT_FIELD(rope_scaling, -1),
     INT_FIELD(qk_norm, 3),
     INT_FIELD(qk_norm, -1),
@@ -208,6 +208,25 @@ static void test_config_rope_scaling(void) {
     EXPECT_OK(gpt_config_check(&config));
     config.rope_scaling = GPT_ROPE_DYNAMIC, check_bad_config(&config, "rope_scaling");
     config = good, config.pos = GPT_POS_LEARNED, check_bad_config(&config, "rope_scaling");
+}
+
+static void test_config_longrope(void) {
+    static const float numbers[] = {0.0f, -8.0f, NAN, INFINITY};
+    float divisors[2 * 12];
+    gpt_config good = families[1].config, config;
+    for (int i = 0; i < TEST_COUNT(divisors); i++) divisors[i] = 1.0f + (float)i;
+    good.rope_scaling = GPT_ROPE_LONGROPE, good.rope_original = 32, good.rope_attention = 1.5f;
+    good.rope_divisors = divisors;
+    test_case("longrope");
+    EXPECT_OK(gpt_config_check(&good));
+    config = good, config.rope_divisors = NULL, check_bad_config(&config, "rope_divisors");
+    config = good, config.rope_original = 0, check_bad_config(&config, "rope_original");
+    config = good, config.pos = GPT_POS_LEARNED, check_bad_config(&config, "rope_scaling");
+    for (int i = 0; i < TEST_COUNT(numbers); i++) {
+        config = good, config.rope_attention = numbers[i];
+        check_bad_config(&config, "rope_attention");
+        divisors[5] = numbers[i], check_bad_config(&good, "number 5 of rope_divisors");
+    }
 }
 
 /* Fields that are right one by one and contradict each other. */
@@ -764,6 +783,7 @@ TEST_API_MAIN({"layers", test_layers}, {"library", test_library}, {"last error",
               {"presets", test_presets}, {"config, integers", test_config_ints},
               {"config, floats", test_config_floats},
               {"config, rope scaling", test_config_rope_scaling},
+              {"config, longrope", test_config_longrope},
               {"config, contradictions", test_config_contradictions},
               {"parameter table", test_param_table}, {"options", test_options}, {"cuda", test_cuda},
               {"threads", test_threads}, {"too large", test_too_large}, {"tokens", test_tokens},

@@ -27,6 +27,7 @@ static gpt_shape shape_of(sizes s, int training) {
                        .F = s.C,
                        .activation = GPT_ACT_GELU,
                        .logit_cap = ref_logit_cap > 0,
+                       .head_bias = ref_head_bias != NULL,
                        .training = training,
                        .n_params = (int64_t)s.Vp * s.C};
 }
@@ -36,6 +37,11 @@ static double *random_wte(sizes s, double scale) {
     double *wte = random_act((int64_t)s.Vp * s.C, scale);
     for (int64_t i = (int64_t)s.V * s.C; i < (int64_t)s.Vp * s.C; i++) wte[i] = 1024.0;
     return wte;
+}
+
+/* That of the reference, or NULL. */
+static void *head_bias_there(sizes s) {
+    return ref_head_bias ? device_f32(ref_head_bias, s.Vp) : NULL;
 }
 
 /* Every third target is ignored, or all of them, or none. */
@@ -70,6 +76,7 @@ static void check_forward(sizes s, const double *x, const double *wte, const int
                                                            .N = s.N,
                                                            .C = s.C,
                                                            .cap = (float)ref_logit_cap,
+                                                           .b = head_bias_there(s),
                                                            .V = s.V,
                                                            .Vp = s.Vp});
         double *got = read_f32(losses, s.N);
@@ -83,14 +90,17 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
     int64_t x_size = (int64_t)s.N * s.C, wte_size = (int64_t)s.Vp * s.C, used = (int64_t)s.V * s.C;
     double *dwte = random_f32(wte_size, fabs(scale)), *want_dwte = host_copy(dwte, wte_size);
     double *want_dx = host_zeros(x_size), *want = host_zeros(s.N);
+    double *db = random_f32(s.Vp, fabs(scale)), *want_db = host_copy(db, s.Vp);
+    ref_head_db = ref_head_bias ? want_db : NULL;
     ref_classifier(want, want_dx, want_dwte, x, wte, targets, scale, s.N, s.C, s.V);
+    ref_head_db = NULL;
     double before = random_f32(1, 1.0)[0], sum = 0, size = 0; /* of what is added to the total */
     for (int n = 0; n < s.N; n++) sum += scale * want[n], size += fabs(scale * want[n]);
     gpt_shape shape = shape_of(s, 1);
     EACH_BACKEND {
         void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, x_size);
         void *total = device_f32(&before, 1);
-        void *device_dwte = device_f32(dwte, wte_size);
+        void *device_dwte = device_f32(dwte, wte_size), *device_db = device_f32(db, s.Vp);
         test_workspace(&shape);
         test.ops->classifier_backward(
             test.ctx, &(classifier_backward){.losses = losses,
@@ -105,6 +115,8 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .N = s.N,
                                              .C = s.C,
                                              .cap = (float)ref_logit_cap,
+                                             .b = head_bias_there(s),
+                                             .db = ref_head_bias ? device_db : NULL,
                                              .V = s.V,
                                              .Vp = s.Vp});
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
@@ -113,6 +125,9 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         check_zero_where_ignored(s, targets, got, got_dx);
         got = read_f32(device_dwte, wte_size);
         EXPECT_CLOSE("dwte", got, want_dwte, s.V, s.C, test_tol(2e-5));
+        double *got_db = read_f32(device_db, s.Vp);
+        EXPECT_CLOSE("db", got_db, want_db, 1, s.V, test_tol(2e-5));
+        EXPECT_SAME("db, padding", got_db + s.V, db + s.V, s.Vp - s.V);
         EXPECT_SAME("dwte, padding rows", got + used, dwte + used, wte_size - used);
         EXPECT_NEAR("total", read_f32(total, 1)[0], before + sum, test_tol(1e-5) * (size + 1));
 
@@ -131,6 +146,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .N = s.N,
                                              .C = s.C,
                                              .cap = (float)ref_logit_cap,
+                                             .b = head_bias_there(s),
                                              .V = s.V,
                                              .Vp = s.Vp});
         got = read_f32(device_dwte, used);
@@ -139,6 +155,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         EXPECT_NEAR("total =", read_f32(total, 1)[0], sum, test_tol(1e-5) * size);
 
         void *alone = device_act(NULL, x_size); /* dwte not wanted */
+        device_db = device_f32(db, s.Vp);
         test.ops->classifier_backward(
             test.ctx, &(classifier_backward){.losses = losses,
                                              .total = total,
@@ -150,9 +167,12 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .N = s.N,
                                              .C = s.C,
                                              .cap = (float)ref_logit_cap,
+                                             .b = head_bias_there(s),
+                                             .db = ref_head_bias ? device_db : NULL,
                                              .V = s.V,
                                              .Vp = s.Vp});
         EXPECT_SAME("dx alone", read_act(alone, x_size), got_dx, x_size);
+        EXPECT_SAME("db alone", read_f32(device_db, s.Vp), got_db, s.Vp);
     }
 }
 
@@ -328,6 +348,25 @@ static void test_soft_cap(void) {
     check_regularised((sizes){65, 33, 65, 66}, 0.125, 0.0625);
     check_regularised((sizes){5, 7, 2101, 2112}, 0.5, 0.25);
     ref_logit_cap = 0.0;
+}
+
+/* Biases about as large as logits, and of one token larger; those of the padding would win every softmax. */
+static void test_bias(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        test_case("bias, N=%d C=%d V=%d", s.N, s.C, s.V);
+        ref_logit_cap = i % 3 == 2 ? 4.0 : 0.0;
+        ref_head_bias = random_f32(s.Vp, 1.0);
+        ref_head_bias[s.V / 2] = 6.0;
+        for (int v = s.V; v < s.Vp; v++) ref_head_bias[v] = 1024.0;
+        double *x = random_act((int64_t)s.N * s.C, 1.0), *wte = random_wte(s, 1.0 / sqrt(s.C));
+        int32_t *targets = random_targets(s, i % 3);
+        double *want = host_zeros(s.N);
+        ref_classifier(want, NULL, NULL, x, wte, targets, 1.0, s.N, s.C, s.V);
+        check_forward(s, x, wte, targets, want);
+        check_backward(s, x, wte, targets, 0.5);
+    }
+    ref_logit_cap = 0.0, ref_head_bias = NULL;
 }
 
 static void test_weights(void) {
@@ -509,10 +548,14 @@ static void test_reference(void) {
     dx = host_zeros(s.N * s.C);
     ref_classifier(p.losses, dx, dwte, p.x, p.wte, p.targets, p.scale, s.N, s.C, s.V);
     EXPECT_GRADIENT("dx, capped", loss_of, &p, p.x, dx, s.N * s.C);
-    ref_logit_cap = 0;
+    double *db = ref_head_db = host_zeros(s.V);
+    ref_head_bias = random_f32(s.V, 1.0);
+    ref_classifier(p.losses, dx, dwte, p.x, p.wte, p.targets, p.scale, s.N, s.C, s.V);
+    EXPECT_GRADIENT("db, capped", loss_of, &p, ref_head_bias, db, s.V);
+    ref_logit_cap = 0, ref_head_bias = ref_head_db = NULL;
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"classifier", test_classifier},
               {"weights", test_weights}, {"regularised", test_regularised},
-              {"soft cap", test_soft_cap}, {"large logits", test_large_logits},
+              {"soft cap", test_soft_cap}, {"bias", test_bias}, {"large logits", test_large_logits},
               {"not finite", test_not_finite}, {"chunks", test_chunks})

@@ -295,13 +295,14 @@ static void test_backward(void) {
 }
 
 /* The padding rows of wte hold large numbers, which must not reach the logits. */
-static void check_head(int N, int C, int V, int Vp, double cap) {
+static void check_head(int N, int C, int V, int Vp, double cap, int has_bias) {
     int64_t size = (int64_t)N * V;
-    test_case("N=%d C=%d V=%d Vp=%d cap=%g", N, C, V, Vp, cap);
+    test_case("N=%d C=%d V=%d Vp=%d cap=%g bias=%d", N, C, V, Vp, cap, has_bias);
     double *x = random_act((int64_t)N * C, 1.0), *wte = random_act((int64_t)Vp * C, 1.0);
     for (int64_t i = (int64_t)V * C; i < (int64_t)Vp * C; i++) wte[i] = 1e4;
-    double *want = host_zeros(size);
-    ref_linear_forward(want, x, wte, NULL, N, C, V);
+    double *want = host_zeros(size), *b = random_f32(Vp, has_bias);
+    for (int v = V; v < Vp; v++) b[v] = 1e4;
+    ref_linear_forward(want, x, wte, has_bias ? b : NULL, N, C, V);
     for (int64_t i = 0; i < size; i++) want[i] = ref_capped(want[i], cap);
     EACH_BACKEND {
         gpt_shape shape = {.N = N,
@@ -321,6 +322,7 @@ static void check_head(int N, int C, int V, int Vp, double cap) {
                                                          .x = device_act(x, (int64_t)N * C),
                                                          .wte = device_weight(wte, Vp, C, 1),
                                                          .cap = (float)cap,
+                                                         .b = has_bias ? device_f32(b, Vp) : NULL,
                                                          .N = N,
                                                          .C = C,
                                                          .V = V,
@@ -336,7 +338,7 @@ static void test_head(void) {
     for (int v = 0; v < TEST_COUNT(vocabularies); v++) {
         for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(widths); i++) {
             check_head(rows[i % TEST_COUNT(rows)], widths[i / TEST_COUNT(rows)], vocabularies[v][0],
-                       vocabularies[v][1], i % 3 ? 0 : 2.5);
+                       vocabularies[v][1], i % 3 ? 0 : 2.5, i % 2);
         }
     }
 }

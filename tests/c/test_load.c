@@ -405,14 +405,14 @@ static void test_configs(void) {
     static const struct {
         const char *old, *new, *word;
     } cases[] = {
-        {"\"gptc\"", "\"mamba\"", "model_type \"mamba\" is not supported"},
+        {"\"gptc\"", "\"mamba\"", "model_type \"mamba\" is not one of"},
         {"\"model_type\": \"gptc\",", "", "lacks model_type"},
         {"\"gptc_config_version\": 1", "\"gptc_config_version\": 2", "version 2"},
         {"\"n_ff\": 1,", "", "lacks n_ff"},
         {"\"n_ff\": 1,", "\"n_ff\": 1.0,", "n_ff is not a whole number"},
         {"\"n_ff\": 1,", "\"n_ff\": 4294967297,", "n_ff is not a whole number"},
         {"\"n_ff\": 1,", "\"n_ff\": 1, \"n_ff\": 2,", "names n_ff twice"},
-        {"\"n_ff\": 1,", "\"n_ff\": 1, \"layers\": [],", "field \"layers\" is unknown"},
+        {"\"n_ff\": 1,", "\"n_ff\": 1, \"layers\": [],", "no models with layers: load"},
         {"\"n_ff\": 1,", "\"n_ff\": 1, \"head_size\": 4,", "field \"head_size\" is unknown"},
         {"\"n_ff\": 1,", "\"n_ff\": 0,", "config.json: n_ff is 0"},
         {"\"n_ff\": 1,", "\"n_ff\": 2,", "h.0.mlp.fc.weight does not have the shape (2, 2)"},

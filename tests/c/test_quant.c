@@ -130,6 +130,9 @@ static void test_head(void) {
         double *in = exact_numbers(s.N, s.IC, 127);
         int Vp = (s.OC + 63) / 64 * 64; /* padding rows hold what all others do */
         double *w[2] = {exact_blocks(Vp, s.IC), exact_numbers(Vp, s.IC, 127)};
+        double *b = random_f32(Vp, 1.0);
+        for (int v = 0; v < Vp; v++) b[v] = v < s.OC ? b[v] : 1024.0;
+        ref_head_bias = i % 2 ? b : NULL;
         int32_t *targets = random_ints(s.N, s.OC);
         targets[s.N / 2] = -1;
         double *read[KINDS] = {w[0], w[1], NULL}, *logits[KINDS], *losses[KINDS];
@@ -140,7 +143,7 @@ static void test_head(void) {
             if (k == 2) read[k] = as_bf16(w[0], (int64_t)Vp * s.IC);
             logits[k] = host_zeros((int64_t)s.N * s.OC);
             losses[k] = host_zeros(s.N);
-            ref_linear_forward(logits[k], in, read[k], NULL, s.N, s.IC, s.OC);
+            ref_linear_forward(logits[k], in, read[k], ref_head_bias, s.N, s.IC, s.OC);
             ref_classifier(losses[k], NULL, NULL, in, read[k], targets, 1.0, s.N, s.IC, s.OC);
         }
         gpt_shape shape = shape_of(s, GPT_ACT_GELU);
@@ -149,16 +152,22 @@ static void test_head(void) {
             int k = largest() == 127;
             void *out = device_f32(NULL, (int64_t)s.N * Vp), *lost = device_f32(NULL, s.N);
             void *x = device_act(in, in_size), *wte = device_weight(w[k], Vp, s.IC, 1);
+            void *bias = ref_head_bias ? device_f32(b, Vp) : NULL;
             test_workspace(&shape);
-            test.ops->head_forward(
-                test.ctx,
-                &(head_forward){
-                    .logits = out, .x = x, .wte = wte, .N = s.N, .C = s.IC, .V = s.OC, .Vp = Vp});
+            test.ops->head_forward(test.ctx, &(head_forward){.logits = out,
+                                                             .x = x,
+                                                             .wte = wte,
+                                                             .b = bias,
+                                                             .N = s.N,
+                                                             .C = s.IC,
+                                                             .V = s.OC,
+                                                             .Vp = Vp});
             test.ops->classifier_forward(test.ctx,
                                          &(classifier_forward){.losses = lost,
                                                                .x = x,
                                                                .wte = wte,
                                                                .targets = device_i32(targets, s.N),
+                                                               .b = bias,
                                                                .N = s.N,
                                                                .C = s.IC,
                                                                .V = s.OC,
@@ -170,6 +179,7 @@ static void test_head(void) {
                          test_on_cpu() ? 1e-5 : 4e-3);
         }
     }
+    ref_head_bias = NULL;
 }
 
 /* The error of normally distributed weights, read back with unit vectors. The uniform error of a group's

@@ -6,6 +6,7 @@ whose stream is frozen, so that a golden file needs to hold results only.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 STEPS = 10
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 GRAD_CLIP = 1.0
+
+# Families whose config.json has GPT-2's keys, such as n_positions.
+GPT2_KEYS = ("gpt2", "gptj")
 
 Array = npt.NDArray[Any]
 
@@ -216,6 +220,14 @@ FAMILIES = [
 
 # Families whose layers differ from Llama's; each has a golden file.
 _NEOX = {"num_key_value_heads": None, "hidden_size": 48, "layer_norm_eps": 1e-5}
+_LONGROPE = {
+    "original_max_position_embeddings": 6,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.25, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0],
+    },
+}
 ARCHITECTURES = [
     Case(
         "cerebras-gpt",
@@ -282,6 +294,52 @@ ARCHITECTURES = [
         ),
         2,
         26,
+    ),
+    # A context of 48 tokens, after one of 6; and sequences that fit into the original one.
+    Case("phi3-long", "phi3", _like_llama("phi3", **_LONGROPE, pad_token_id=None), 1, 21),
+    Case(
+        "phi3-short",
+        "phi3",
+        _like_llama(
+            "phi3",
+            **{**_LONGROPE, "original_max_position_embeddings": 30},
+            partial_rotary_factor=1.0,
+            pad_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        2,
+        14,
+    ),
+    Case(
+        "phi",
+        "phi",
+        _like_llama("phi", **_NEOX, hidden_act="gelu_new", partial_rotary_factor=0.5),
+        2,
+        19,
+    ),
+    # Shared keys, whole heads that turn, and the embedding as head, which has a bias all the same.
+    Case(
+        "phi-grouped",
+        "phi",
+        _like_llama("phi", partial_rotary_factor=1.0, tie_word_embeddings=True),
+        1,
+        23,
+    ),
+    Case(
+        "gptj",
+        "gptj",
+        {
+            "model_type": "gptj",
+            "vocab_size": 83,
+            "n_positions": 32,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_inner": 56,
+            "rotary_dim": 8,
+        },
+        2,
+        21,
     ),
     Case("olmo2", "olmo2", _like_llama("olmo2", num_key_value_heads=4, pad_token_id=None), 2, 22),
     # Small soft caps, so that both bend these scores and logits.
@@ -449,10 +507,11 @@ def run(case: Case) -> dict[str, Array]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {k: v for k, v in case.config.items() if k != "model_type"}
+    # Copies, since transformers writes to what it is given.
+    settings = {k: deepcopy(v) for k, v in case.config.items() if k != "model_type"}
     dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = AutoConfig.for_model(
-        case.kind, **settings, **(dropouts if case.kind == "gpt2" else {})
+        case.kind, **settings, **(dropouts if case.kind in GPT2_KEYS else {})
     )
     config._attn_implementation = config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).double()

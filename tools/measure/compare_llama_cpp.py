@@ -71,7 +71,7 @@ def random_model(folder: Path, name: str, tokenizer_name: str) -> ModelFile:
 def family_model(folder: Path, case: reference.Case) -> ModelFile | None:
     """A model of a family, longer and with bytes as tokens; None if it has no GGUF file."""
     tokenizer = make_tokenizer("bytes", [])
-    length = "n_positions" if case.kind == "gpt2" else "max_position_embeddings"
+    length = "n_positions" if case.kind in reference.GPT2_KEYS else "max_position_embeddings"
     sizes = {"vocab_size": tokenizer.vocab_size, length: 256}
     config = hf.config_from_json({**case.config, **sizes}, case.name)
     if config.window and not config.layers:  # llama.cpp has no windows there, as a note says

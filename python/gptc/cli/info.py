@@ -368,6 +368,7 @@ def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     words = {
         "wide_qk_norm": "norms of all queries and all keys",
         "parallel": "parallel to the feed-forward layer",
+        "one_norm": "with one norm for both",
         "score_by_layer": "scores divided by the layer's number",
     }
     found += [text for name, text in words.items() if config.get(name)]
@@ -390,7 +391,8 @@ def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(f"window of {window:,} tokens")
     if (scaling := config.get("rope_scaling", "none")) != "none":
         original = f" from {size:,} tokens" if (size := config["rope_original"]) else ""
-        found.append(f"{scaling} rotary scaling by {config['rope_factor']:g}{original}")
+        by = f" by {factor:g}" if (factor := config["rope_factor"]) else ""
+        found.append(f"{scaling} rotary scaling{by}{original}")
     return [("attention", ", ".join(found))] if found else []
 
 

@@ -18,6 +18,10 @@ from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
 _WIDENED = "quantized matrices are float32 in the checkpoint: llama.cpp computes no such model"
+_LONGROPE = (
+    "in a context of more than {:,} tokens, shorter texts have the frequencies of long ones, as in "
+    "llama.cpp; transformers chooses by the text"
+)
 _KEPT = "quantized matrices stay as they are, in {}"
 WITHOUT_TOKENIZER = "without a tokenizer:"  # how a note about that begins
 
@@ -43,6 +47,8 @@ def import_model(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
             f"{model.path} a vocabulary of {model.config.vocab_size:,}; choose another"
         )
+    if model.config.rope_scaling == "longrope":
+        model.notes += (_LONGROPE.format(model.config.rope_original),)
     packed = bool(model.packing()) and families.of(model.config) is not None
     if model.packing():
         model.notes += ((_KEPT if packed else _WIDENED).format(quoted(Path(out) / PACKED)),)

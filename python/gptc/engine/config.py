@@ -15,7 +15,7 @@ Norm = Literal["layernorm", "rmsnorm"]
 Pos = Literal["learned", "rope", "rope_wide"]
 Activation = Literal["gelu", "swish", "swiglu", "gelu_erf", "relu", "geglu"]
 NormAt = Literal["before", "after", "both"]
-RopeScaling = Literal["none", "linear", "llama3", "yarn", "dynamic"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "dynamic", "longrope"]
 
 # Fields that are enums in C: their values here, and the prefix of the C names.
 _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -30,6 +30,7 @@ _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
 _SCALING = (
     *("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_original"),
     "rope_attention",
+    "rope_divisors",
 )
 # Fields that only some models have; `to_dict` leaves them out where they are 0.
 _BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
@@ -43,7 +44,7 @@ _RARE: tuple[str, ...] = (
     "parallel",
 )
 _RARE += ("score_scale", "score_by_layer", "embedding_scale", "score_cap", "logit_cap", "layers")
-_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss")
+_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss", "one_norm", "head_bias")
 MOST_EXPERTS = 128
 """GPT_MAX_EXPERTS."""
 GATED = ("swiglu", "geglu")
@@ -81,8 +82,8 @@ class GPTConfig:
     `window` is the number of keys that a query sees, `rope_dim` that of the channels of a head that
     turn. With `n_expert`, a token has `n_expert_used` of so many feed-forward layers, and
     `router_loss` keeps them equally busy in training. Branches have their norms before, after or on
-    both sides (`norm_at`), and with `parallel` both read the layer's input. `layers` is for models
-    whose layers differ.
+    both sides (`norm_at`), and with `parallel` both read the layer's input, with `one_norm` through
+    one norm. `head_bias` gives logits a bias. `layers` is for models whose layers differ.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -107,7 +108,8 @@ class GPTConfig:
     rope_low_freq: float = 0.0
     rope_high_freq: float = 0.0
     rope_original: int = 0
-    rope_attention: float = 0.0  # of "yarn": factor of queries and keys; 0: by rope_factor
+    # Of "yarn" and "longrope": factor of queries and keys; 0: by rope_factor
+    rope_attention: float = 0.0
     head_dim: int = 0  # channels of an attention head, `head_size` in C; 0: n_embd / n_head
     qk_norm: bool = False  # RMSNorm with a learned scale over each head of queries and keys
     window: int = 0  # keys that a query sees, its own and those before it; 0: all
@@ -130,6 +132,11 @@ class GPTConfig:
     n_expert_used: int = 0  # experts of a token
     expert_norm: bool = False  # their weights are divided by their sum
     router_loss: float = 0.0  # factor of the load-balance loss in the gradient
+    one_norm: bool = False  # parallel branches read one norm
+    head_bias: bool = False  # logits have a bias
+    # Of "longrope": divisors of rotary frequencies in contexts of up to rope_original tokens, then
+    # those in longer ones.
+    rope_divisors: tuple[float, ...] = ()
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
@@ -176,6 +183,9 @@ class GPTConfig:
             if field.name == "layers":
                 values["layers"] = _layers(value)
                 continue
+            if field.name == "rope_divisors":
+                values["rope_divisors"] = _numbers(field.name, value)
+                continue
             if field.name in _ENUMS:
                 choices, _ = _ENUMS[field.name]
                 if value not in choices:
@@ -198,10 +208,11 @@ class GPTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, without what few models have where this one does not."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        absent = {key for key in (*_RARE, "rope_attention") if not values[key]}
+        absent = {key for key in (*_RARE, "rope_attention", "rope_divisors") if not values[key]}
         if self.norm_at == "before":
             absent.add("norm_at")
         values["layers"] = [layer._asdict() for layer in self.layers]
+        values["rope_divisors"] = list(self.rope_divisors)
         if self.rope_scaling == "none":
             absent |= set(_SCALING)
         return {key: value for key, value in values.items() if key not in absent}
@@ -252,13 +263,17 @@ class GPTConfig:
                     raise UsageError(f"{name} is {value!r}, not one of {', '.join(choices)}")
                 value = getattr(lib, prefix + value.upper())
             values[name] = value
-        layers = values.pop("layers", ())
+        layers, divisors = values.pop("layers", ()), values.pop("rope_divisors", ())
         values["head_size"] = values.pop("head_dim", 0)
         if values.pop("wide_qk_norm", False):
             values["qk_norm"] = lib.GPT_QK_NORM_WIDTH
         some = sum(bits for name, bits in _biases(lib).items() if values.pop(name, False))
         values["bias"] = lib.GPT_BIAS_ALL if self.bias else some
         struct = library.new_struct("gpt_config", **values)
+        if divisors:
+            if len(divisors) != (size := (self.rope_dim or self.head_size) // 2 * 2):
+                raise UsageError(f"rope_divisors has {len(divisors)} numbers, not {size}")
+            library.attach_floats(struct, "rope_divisors", divisors)
         if layers:
             if len(layers) != self.n_layer:
                 raise UsageError(f"layers has {len(layers)} records, and n_layer is {self.n_layer}")
@@ -275,7 +290,7 @@ class GPTConfig:
             if bits := _biases(lib).get(field.name):
                 values[field.name] = not values["bias"] and struct.bias & bits == bits
                 continue
-            if field.name == "layers":  # of no preset
+            if field.name in ("layers", "rope_divisors"):  # of no preset
                 continue
             if field.name == "wide_qk_norm":
                 values[field.name] = struct.qk_norm == lib.GPT_QK_NORM_WIDTH
@@ -302,6 +317,16 @@ def _biases(lib: Any) -> dict[str, int]:
         "mlp_bias": lib.GPT_BIAS_FC | lib.GPT_BIAS_MLP_PROJ,
         "norm_bias": lib.GPT_BIAS_NORM,
     }
+
+
+def _numbers(name: str, data: Any) -> tuple[float, ...]:
+    """A list of numbers of float32."""
+    good = isinstance(data, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e38 for x in data
+    )
+    if not good:
+        raise UsageError(f"{name} is {data!r}, not a list of numbers")
+    return tuple(float(x) for x in data)
 
 
 def _layers(data: Any) -> tuple[Layer, ...]:

@@ -295,7 +295,14 @@ def attach(struct: Any, field: str, kind: str, items: Sequence[Any]) -> None:
     for i, item in enumerate(items):
         array[i] = item[0]
     setattr(struct, field, array)
-    _kept[struct] = array
+    _kept[struct] = (*_kept.get(struct, ()), array)
+
+
+def attach_floats(struct: Any, field: str, values: Sequence[float]) -> None:
+    """The same for a pointer to numbers."""
+    array = load().ffi.new("float[]", list(values))
+    setattr(struct, field, array)
+    _kept[struct] = (*_kept.get(struct, ()), array)
 
 
 def version() -> str:

@@ -15,6 +15,8 @@ from gptc.engine.config import Activation, GPTConfig, Layer, Norm, NormAt, Pos
 from gptc.formats import family_names
 from gptc.formats.family_names import Stems
 
+# Fields of GPTConfig, and of a row, that are the same.
+_SAME = ("norm", "pos", "qk_norm", "wide_qk_norm", "norm_at", "one_norm", "head_bias")
 BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
 """Fields of GPTConfig, and of a row."""
 SOFT_CAPS = {
@@ -33,7 +35,7 @@ class Family:
 
     model_type: str  # of config.json
     model_class: str  # of config.json's "architectures"
-    gguf: str  # general.architecture, and the prefix of its keys
+    gguf: str  # general.architecture, and the prefix of its keys; "": llama.cpp has no such model
     paper: str
     norm: Norm = "rmsnorm"
     pos: Pos = "rope"
@@ -54,8 +56,14 @@ class Family:
     wide_qk_norm: bool = False  # over all queries, and all keys, of a token
     norm_at: NormAt = "before"
     rotary_key: str = ""  # of the share of a head's channels that turn
+    rotary_size_key: str = ""  # or of their number
     theta_key: str = "rope_theta"
+    fixed_theta: float = 0.0  # the only rotary base
+    longrope: bool = False
     parallel: bool | str = False  # whether branches are, or the key that decides
+    one_norm: bool = False  # both of them read norm 1
+    head_bias: bool = False
+    own_head: bool = False  # llama.cpp wants a head that is stored
     by_layer_key: str = ""  # whether scores are divided by the layer's number
     no_rope: bool = False  # config.json has no_rope_layers, or no_rope_layer_interval
     period: int = 0  # some layers have a window (layer_types), by default not each so-many-th
@@ -69,6 +77,8 @@ class Family:
     window: bool = False  # config.json may have a sliding_window
     window_switch: bool = False  # but only with use_sliding_window, from max_window_layers on
     paired: bool = False  # in GGUF, rotary channels 2i and 2i + 1 turn together
+    paired_folder: bool = False  # and in a folder
+    gpt2_keys: bool = False  # sizes in config.json have GPT-2's names
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of a config.json without these keys
     plain: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value
     experts_key: str = ""  # of the number of experts
@@ -78,10 +88,11 @@ class Family:
 
     def fits(self, config: GPTConfig) -> bool:
         """Whether this family's classes compute exactly this model."""
-        shape = (config.norm, config.pos, config.norm_weight, config.qk_norm, config.wide_qk_norm)
-        if shape != (self.norm, self.pos, True, self.qk_norm, self.wide_qk_norm):
+        if not config.norm_weight or any(
+            getattr(config, name) != getattr(self, name) for name in _SAME
+        ):
             return False
-        if config.activation not in self.activations.values() or config.norm_at != self.norm_at:
+        if config.activation not in self.activations.values():
             return False
         if not self._branches_fit(config) or not self._layers_fit(config):
             return False
@@ -105,7 +116,12 @@ class Family:
             return False
         if not isinstance(self.expert_norm, str) and config.expert_norm != self.expert_norm:
             return False
-        if config.rope_dim and not self.rotary_key:
+        if config.rope_dim and not (self.rotary_key or self.rotary_size_key):
+            return False
+        if self.fixed_theta and (config.rope_theta, config.rope_scaling) != (
+            self.fixed_theta,
+            "none",
+        ):
             return False
         if config.score_by_layer and not self.by_layer_key:
             return False
@@ -151,6 +167,8 @@ class Family:
             config.rope_original, config.rope_factor
         ):
             return False
+        if config.rope_scaling == "longrope" and not self.longrope:
+            return False
         if self.period and bool(config.window) != bool(config.layers):
             return False
         return self.window or not config.window
@@ -186,6 +204,8 @@ FAMILIES = (
         gguf_stems=family_names.GGUF_JOINED,
         grouped=False,
         by_layer_key="scale_attn_by_inverse_layer_idx",
+        gpt2_keys=True,
+        defaults={"tie_word_embeddings": True},
         **_ALL_BIASES,
     ),
     Family(  # also TinyLlama and SmolLM2
@@ -345,6 +365,53 @@ FAMILIES = (
         },
         plain={"use_parallel_residual": False, "qk_layernorm": False},
     ),
+    Family(  # Phi-1, Phi-1.5 and Phi-2
+        "phi",
+        "PhiForCausalLM",
+        "phi2",
+        "Gunasekar et al. 2023, arXiv 2306.11644; Phi-1.5: Li et al. 2023, arXiv 2309.05463",
+        norm="layernorm",
+        activations={"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"},
+        eps_key="layer_norm_eps",
+        stems=family_names.PHI,
+        gguf_stems=family_names.GGUF_PLAIN,
+        divided=True,
+        rotary_key="partial_rotary_factor",
+        parallel=True,
+        one_norm=True,
+        head_bias=True,
+        own_head=True,
+        defaults={
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+        },
+        plain={"qk_layernorm": False},
+        **_ALL_BIASES,
+    ),
+    Family(
+        "gptj",
+        "GPTJForCausalLM",
+        "",
+        "Wang and Komatsuzaki 2021, GPT-J-6B (github.com/kingoflolz/mesh-transformer-jax); "
+        "rotation: Su et al. 2021, arXiv 2104.09864",
+        norm="layernorm",
+        activations={"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"},
+        activation_key="activation_function",
+        stems=family_names.GPTJ,
+        grouped=False,
+        divided=True,
+        mlp_bias=True,
+        norm_bias=True,
+        rotary_size_key="rotary_dim",
+        fixed_theta=10000.0,
+        parallel=True,
+        one_norm=True,
+        head_bias=True,
+        paired_folder=True,
+        gpt2_keys=True,
+        defaults={"rotary_dim": 64},
+    ),
     # Also Phi-4 mini. One that turns whole heads computes as a Llama or Mistral, and is written so.
     Family(
         "phi3",
@@ -355,6 +422,7 @@ FAMILIES = (
         gguf_stems=family_names.GGUF_JOINED,
         divided=True,
         rotary_key="partial_rotary_factor",
+        longrope=True,
         window=True,
         pad=True,
         defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
@@ -508,7 +576,7 @@ def by_model_type(kind: Any, classes: Any = None) -> Family | None:
 
 def by_gguf(architecture: Any, experts: bool = False) -> Family | None:
     """The family of a GGUF file, if it has one with experts, or without."""
-    named = [family for family in FAMILIES if family.gguf == architecture]
+    named = [family for family in FAMILIES if family.gguf and family.gguf == architecture]
     fitting = [family for family in named if bool(family.experts_key) == experts]
     return next(iter(fitting or named), None)
 

@@ -99,6 +99,20 @@ def _rope_dim(found: ConfigJson, family: Family, head_size: int) -> int:
     return 0 if turned == head_size else turned
 
 
+def rotary_size(found: ConfigJson, family: Family, head_size: int) -> int:
+    """The field rope_dim, where config.json has the number of channels that turn."""
+    key = family.rotary_size_key
+    if not key:
+        return 0
+    turned = found.need(key)
+    if turned % 2 or turned > head_size:
+        raise GptcError(
+            f"{found.where}: {key} is {turned}; it must be even, and at most the {head_size} "
+            "channels of a head"
+        )
+    return 0 if turned == head_size else turned
+
+
 def _rotated(found: ConfigJson) -> list[bool]:
     """Which layers have rotary positions."""
     n_layer, flags = found.need("num_hidden_layers"), found.data.get("no_rope_layers")

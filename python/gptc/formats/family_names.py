@@ -66,6 +66,26 @@ GPT_NEOX: Stems = {
     "norm_f": "gpt_neox.final_layer_norm",
     "lm_head": "embed_out",
 }
+PHI: Stems = {
+    "norm_1": "model.layers.{}.input_layernorm",
+    "attn.qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "attn.proj": "model.layers.{}.self_attn.dense",
+    "mlp.fc": "model.layers.{}.mlp.fc1",
+    "mlp.proj": "model.layers.{}.mlp.fc2",
+    "wte": "model.embed_tokens",
+    "norm_f": "model.final_layernorm",
+    "lm_head": "lm_head",
+}
+GPTJ: Stems = {
+    "norm_1": "transformer.h.{}.ln_1",
+    "attn.qkv": tuple(f"transformer.h.{{}}.attn.{part}_proj" for part in "qkv"),
+    "attn.proj": "transformer.h.{}.attn.out_proj",
+    "mlp.fc": "transformer.h.{}.mlp.fc_in",
+    "mlp.proj": "transformer.h.{}.mlp.fc_out",
+    "wte": "transformer.wte",
+    "norm_f": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
 OLMO2: Stems = {
     **LLAMA,
     "attn.norm": "model.layers.{}.post_attention_layernorm",
@@ -93,6 +113,8 @@ GGUF_SPLIT: Stems = {
     "attn.k_norm": "blk.{}.attn_k_norm",
     "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
 }
+# Without gates.
+GGUF_PLAIN: Stems = {**GGUF_SPLIT, "mlp.fc": "blk.{}.ffn_up"}
 # A file has the matrices of all experts of a layer as one tensor; here each has a name.
 GGUF_EXPERTS: Stems = {
     **{ours: name for ours, name in GGUF_SPLIT.items() if ours not in ("mlp.fc", "mlp.proj")},

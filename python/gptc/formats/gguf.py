@@ -80,13 +80,14 @@ class GgufModel(ModelFile):
         return self._table
 
     def parts(self) -> list[Part]:
-        return layout.parts(self.config, naming(self._family))
+        joined = "blk.0.attn_qkv.weight" in self._table.entries
+        return layout.parts(self.config, naming(self._family, joined))
 
     @cached_property
     def placement(self) -> Placement:
         def ignored(name: str) -> bool:
             tied_head = name == "output.weight" and self.config.tied
-            return tied_head or name == gguf_rope.FREQUENCIES
+            return tied_head or name in (gguf_rope.FREQUENCIES, *gguf_rope.LONGROPE)
 
         where = str(self.path)
         return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)
@@ -201,6 +202,8 @@ class GgufModel(ModelFile):
             "wide_qk_norm": family.wide_qk_norm,
             "norm_at": family.norm_at,
             "parallel": self._parallel(),
+            "one_norm": family.one_norm,
+            "head_bias": family.head_bias,
             "rope_dim": self._rope_dim(head_size),
             "embedding_scale": family.embedding_scale(n_embd),
             **self._experts(),
@@ -215,7 +218,7 @@ class GgufModel(ModelFile):
         family = families.by_gguf(name, bool(self.metadata.get(f"{name}.expert_count")))
         if family is None:
             missing = self._other_features(name) if isinstance(name, str) else ()
-            names = ", ".join(dict.fromkeys(family.gguf for family in families.FAMILIES))
+            names = ", ".join(dict.fromkeys(f.gguf for f in families.FAMILIES if f.gguf))
             found = families.unknown("general.architecture is", name, missing, names)
             raise GptcError(f"{self.path}: {found.replace(' is not one of', ', not one of', 1)}")
         return family

@@ -19,9 +19,12 @@ _STACKED = re.compile(r"(.*_exps)\.(weight)")
 _EXPERT = re.compile(r"(.*_exps)\.\d+\.(weight)")
 
 
-def naming(family: Family) -> Naming:
-    """The names of a family's tensors."""
-    return Naming(layout.with_leaves(family.gguf_stems), paired=family.paired)
+def naming(family: Family, joined: bool = False) -> Naming:
+    """The names of a family's tensors. Older files of Phi-2 have queries, keys, values joined."""
+    stems = {**family.gguf_stems}
+    if joined and not family.paired:
+        stems["attn.qkv"] = "blk.{}.attn_qkv"
+    return Naming(layout.with_leaves(stems), paired=family.paired)
 
 
 def split_experts(entries: Mapping[str, Entry]) -> dict[str, Entry]:

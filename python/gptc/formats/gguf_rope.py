@@ -19,6 +19,8 @@ from gptc.formats.layout import Tensors
 # The divisor of each rotary frequency, for Llama 3's scaling. The file does not store how they were
 # computed; published models have one of these original contexts, and factors of 1 and 4.
 FREQUENCIES = "rope_freqs.weight"
+# Those of longrope, in short contexts and in long ones.
+LONGROPE = ("rope_factors_short.weight", "rope_factors_long.weight")
 _LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
 # Keys that change the scaling, and the values with which they do not; the first for "yarn" alone.
 _PLAIN_YARN = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
@@ -42,6 +44,8 @@ class RopeReader:
 
     def read(self, tensors: Tensors, head_size: int, context: int, where: str) -> dict[str, Any]:
         """Our fields. GptcError, which begins with `where`, for what gptc does not compute."""
+        if all(name in tensors.shapes for name in LONGROPE):
+            return self._longrope(tensors, head_size, context, where)
         kind = self._metadata.get(self._prefix + "scaling.type", "linear")
         if kind not in ("none", "linear", "yarn"):
             raise GptcError(
@@ -69,6 +73,28 @@ class RopeReader:
             return values
         values |= {"rope_scaling": kind, "rope_factor": factor}
         return values | self._yarn(factor, context, where) if kind == "yarn" else values
+
+    def _longrope(
+        self, tensors: Tensors, head_size: int, context: int, where: str
+    ) -> dict[str, Any]:
+        turned = self._metadata.get(self._prefix + "dimension_count", head_size)
+        divisors: list[float] = []
+        for name in LONGROPE:
+            if tensors.shapes[name] != (turned // 2,):
+                raise GptcError(
+                    f"{where}: {name} has the shape {tensors.shapes[name]}, and {turned} channels "
+                    "of a head turn"
+                )
+            divisors += tensors.read(name).tolist()
+        return {
+            "rope_theta": self._number(self._prefix + "freq_base", 10000.0),
+            "rope_scaling": "longrope",
+            "rope_original": self._metadata.get(
+                self._prefix + "scaling.original_context_length", context
+            ),
+            "rope_attention": self._number(self._prefix + "scaling.attn_factor", 1.0),
+            "rope_divisors": divisors,
+        }
 
     def _factor(self) -> float:
         """As in llama.cpp, scaling without a type is linear, a factor may have its old key, and 0
@@ -137,13 +163,16 @@ def divisors(
     return (1 / ((1 - kept) / rope_factor + kept)).astype(np.float32)
 
 
-def divisors_of(config: GPTConfig) -> FloatArray | None:
-    """The tensor `FREQUENCIES` of a model; None where it has none."""
+def tensors_of(config: GPTConfig) -> dict[str, FloatArray]:
+    """The tensors with divisors of a model's frequencies, by their names."""
+    if config.rope_scaling == "longrope":
+        halves = np.array(config.rope_divisors, np.float32).reshape(2, -1)
+        return dict(zip(LONGROPE, halves, strict=True))
     if config.rope_scaling != "llama3":
-        return None
+        return {}
     names = ("rope_factor", "rope_original", "rope_low_freq", "rope_high_freq")
     values = {name: getattr(config, name) for name in names}
-    return divisors(config.rope_theta, config.head_size, **values)
+    return {FREQUENCIES: divisors(config.rope_theta, config.head_size, **values)}
 
 
 def write(config: GPTConfig, prefix: str) -> dict[str, Any]:
@@ -154,6 +183,9 @@ def write(config: GPTConfig, prefix: str) -> dict[str, Any]:
     }
     if config.rope_scaling in ("linear", "yarn"):
         values |= {"scaling.type": config.rope_scaling, "scaling.factor": config.rope_factor}
+    if config.rope_scaling == "longrope":
+        values["scaling.original_context_length"] = config.rope_original
+        values["scaling.attn_factor"] = config.rope_attention
     if config.rope_scaling == "yarn":
         values["scaling.original_context_length"] = config.rope_original
         for ours, (theirs, usual) in _BETAS.items():

@@ -83,10 +83,9 @@ def model_chunks(
         )
     _check_expressible(config, family)
     tensors = _stacked(_tensor(model, part, dtype) for part in layout.parts(config, naming(family)))
-    frequencies = gguf_rope.divisors_of(config)
-    if frequencies is not None:
-        part = Part(gguf_rope.FREQUENCIES, "", frequencies.shape, slice(0, frequencies.shape[0]))
-        tensors.append(_Tensor(part, F32, partial(F32.encode, frequencies)))
+    for name, divisors in gguf_rope.tensors_of(config).items():
+        part = Part(name, "", divisors.shape, slice(0, divisors.shape[0]))
+        tensors.append(_Tensor(part, F32, partial(F32.encode, divisors)))
     mix = MIXES.get(dtype)
     values = _metadata(model, family, mix.file_type if mix else _file_type(tensors))
     if tokenizer is None:
@@ -108,11 +107,15 @@ def _check_expressible(config: GPTConfig, family: Family) -> None:
 
 
 def _lacking(config: GPTConfig, family: Family) -> Iterator[str]:
+    if not family.gguf:
+        yield f"models of the family {family.model_type}"
     first = next(iter(family.activations.values()))
     if config.activation != first:
         yield f"the activation {config.activation} in {family.model_type}, only {first}"
     if isinstance(family.expert_norm, str) and not config.expert_norm:
         yield f"{family.model_type} with {family.expert_norm} false"
+    if family.own_head and config.tied:
+        yield f"{family.model_type} with tie_word_embeddings true"
     if config.score_by_layer:
         yield f"scores divided by the layer's number ({family.by_layer_key})"
     usual_scale = families.usual_score_scale(family, vars(config))

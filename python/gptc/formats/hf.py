@@ -47,6 +47,7 @@ def naming(family: Family) -> Naming:
     return Naming(
         layout.with_leaves(family.stems),
         conv1d=family.model_type == "gpt2",
+        paired=family.paired_folder,
         interleaved=family.interleaved,
         norms_from_one=family.norms_from_one,
     )
@@ -134,7 +135,7 @@ def config_to_json(
         "torch_dtype": _TORCH_DTYPES[codec.name],
         "use_cache": True,
     }
-    if family.model_type == "gpt2":
+    if family.gpt2_keys:
         return {
             **common,
             "n_positions": config.block_size,
@@ -145,6 +146,11 @@ def config_to_json(
             "n_inner": config.n_ff,
             family.activation_key: family.activation_name(config.activation),
             **({family.by_layer_key: True} if config.score_by_layer else {}),
+            **(
+                {key: config.rope_dim or config.head_size}
+                if (key := family.rotary_size_key)
+                else {}
+            ),
             "layer_norm_epsilon": config.norm_eps,
             "resid_pdrop": 0.0,
             "embd_pdrop": 0.0,
@@ -200,9 +206,9 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
             found.only(key, *plain)
     for key, value in family.plain.items():
         found.only(key, value)
-    is_gpt2 = family.model_type == "gpt2"
-    values = _gpt2_values(found, family) if is_gpt2 else _llama_values(found, family)
+    values = _gpt2_values(found, family) if family.gpt2_keys else _llama_values(found, family)
     shape = {"norm": family.norm, "norm_weight": True, "pos": family.pos}
+    shape |= {"one_norm": family.one_norm, "head_bias": family.head_bias}
     return checked({**shape, "activation": _activation(found, family), **values}, where)
 
 
@@ -230,6 +236,7 @@ def _gpt2_values(found: ConfigJson, family: Family) -> dict[str, Any]:
     found.only("scale_attn_weights", True)
     found.only("add_cross_attention", False)
     data, n_embd, n_head = found.data, found.need("n_embd"), found.need("n_head")
+    _check_width(found, family, n_embd, n_head)
     return {
         "vocab_size": found.need("vocab_size"),
         "block_size": found.need("n_positions" if "n_positions" in data else "n_ctx"),
@@ -238,18 +245,19 @@ def _gpt2_values(found: ConfigJson, family: Family) -> dict[str, Any]:
         "n_kv_head": n_head,
         "n_embd": n_embd,
         "n_ff": data.get("n_inner") or 4 * n_embd,
-        "bias": True,
-        "tied": data.get("tie_word_embeddings", True),
+        **_biases(found, family),
+        "tied": data.get("tie_word_embeddings", False),
         "norm_eps": data.get("layer_norm_epsilon", 1e-5),
-        "rope_theta": 0.0,  # unused
-        "score_by_layer": found.flag(family.by_layer_key),
+        "rope_theta": family.fixed_theta,
+        "parallel": family.parallel,
+        "rope_dim": family_layers.rotary_size(found, family, n_embd // n_head),
+        "score_by_layer": bool(family.by_layer_key) and found.flag(family.by_layer_key),
     }
 
 
 def _llama_values(found: ConfigJson, family: Family) -> dict[str, Any]:
     data, n_embd, n_head = found.data, found.need("hidden_size"), found.need("num_attention_heads")
-    if family.divided and n_embd % n_head:  # as the class has it, whatever the head_dim
-        raise GptcError(f"{found.where}: n_head {n_head} does not divide n_embd {n_embd}")
+    _check_width(found, family, n_embd, n_head)
     head_dim = found.need("head_dim") if data.get("head_dim") else 0
     n_kv_head = (data.get("num_key_value_heads") or n_head) if family.grouped else n_head
     values = {
@@ -272,6 +280,12 @@ def _llama_values(found: ConfigJson, family: Family) -> dict[str, Any]:
         **(family_layers.experts(found, family) if family.experts_key else {}),
     }
     return values | family_layers.read(found, family, head_dim or n_embd // n_head)
+
+
+def _check_width(found: ConfigJson, family: Family, n_embd: int, n_head: int) -> None:
+    """As the family's class has it, whatever the head_dim."""
+    if family.divided and n_embd % n_head:
+        raise GptcError(f"{found.where}: n_head {n_head} does not divide n_embd {n_embd}")
 
 
 def _biases(found: ConfigJson, family: Family) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rotary scaling in a config.json: `rope_scaling`, or `rope_parameters` of transformers 5.
 
-linear: Chen et al. 2023; dynamic and yarn: Peng et al. 2023; llama3: Grattafiori et al. 2024.
+linear: Chen et al. 2023; dynamic and yarn: Peng et al. 2023; llama3: Grattafiori et al. 2024;
+longrope, of Phi-3 in older files "su": Ding et al. 2024.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _KEYS["yarn"] = {
     "rope_high_freq": "beta_fast",
     "rope_original": "original_max_position_embeddings",
 }
+_KEYS["longrope"] = {"rope_original": "original_max_position_embeddings"}
+_FACTORS = ("short_factor", "long_factor")
 _HUGE = 1e30  # above any number that makes sense, and far from where products overflow
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
@@ -41,9 +44,34 @@ def to_json(config: GPTConfig) -> dict[str, Any]:
     if kind == "none":
         return {}
     values = {theirs: getattr(config, ours) for ours, theirs in _KEYS[kind].items()}
+    if kind == "longrope":
+        return _longrope_to_json(config) | values
     if config.rope_attention:
         values["attention_factor"] = config.rope_attention
     return {"rope_scaling": {"type" if len(values) == 1 else "rope_type": kind, **values}}
+
+
+def _longrope_to_json(config: GPTConfig) -> dict[str, Any]:
+    """As older classes want it: three keys, unless the factor of queries and keys is unusual."""
+    half = len(config.rope_divisors) // 2
+    halves = (config.rope_divisors[:half], config.rope_divisors[half:])
+    rope: dict[str, Any] = {"type": "longrope"}
+    rope |= {key: list(values) for key, values in zip(_FACTORS, halves, strict=True)}
+    if config.rope_attention != longrope_attention(config.block_size, config.rope_original):
+        rope["attention_factor"] = config.rope_attention
+    return {"rope_scaling": rope}
+
+
+def longrope_attention(longest: int, original: int) -> float:
+    """The usual factor of queries and keys: Ding et al. 2024, section 3.4."""
+    if longest <= original or original < 2:
+        return 1.0
+    return _short(math.sqrt(1 + math.log(longest / original) / math.log(original)))
+
+
+def _short(value: float) -> float:
+    """As a GGUF file, which has it as float32, is read."""
+    return float(f"{value:.7g}")
 
 
 def max_positions(config: GPTConfig) -> int:
@@ -74,14 +102,14 @@ def from_json(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _scaling(rope: Mapping[str, Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else None))
-    kind = "none" if kind == "default" else kind
+    kind = {"default": "none", "su": "longrope"}.get(str(kind), kind)
     if not isinstance(kind, str) or kind not in _KEYS:
         names = ", ".join(name for name in _KEYS if name != "none")
         raise GptcError(
             f"{where}: rope_scaling with rope_type {kind!r} is not supported, only {names}"
         )
     known = dict(rope)
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         length = data.get("original_max_position_embeddings", data["max_position_embeddings"])
         known.setdefault("original_max_position_embeddings", length)
     if kind == "yarn":
@@ -93,9 +121,34 @@ def _scaling(rope: Mapping[str, Any], data: Mapping[str, Any], where: str) -> di
     if missing:
         raise GptcError(f"{where}: rope_scaling lacks {missing[0]}")
     values = {ours: known[theirs] for ours, theirs in _KEYS[kind].items()}
+    if kind == "longrope":
+        values |= _longrope(known, data["max_position_embeddings"], where)
     if kind == "yarn":
         values["rope_attention"] = _attention_factor(known, where)
     return {"rope_scaling": kind, **values}
+
+
+def _longrope(rope: Mapping[str, Any], longest: int, where: str) -> dict[str, Any]:
+    short, long = (rope.get(key) for key in _FACTORS)
+    if not (isinstance(short, list) and isinstance(long, list) and len(short) == len(long)):
+        raise GptcError(
+            f"{where}: rope_scaling needs short_factor and long_factor, lists of one length"
+        )
+    divisors = [
+        _number({key: value}, key, where)
+        for key, values in zip(_FACTORS, (short, long), strict=True)
+        for value in values
+    ]
+    original = rope["original_max_position_embeddings"]
+    if isinstance(original, bool) or not isinstance(original, int) or original < 1:
+        raise GptcError(
+            f"{where}: original_max_position_embeddings is {original!r}, not a whole number above 0"
+        )
+    if rope.get("attention_factor") is not None:
+        attention = _short(_number(rope, "attention_factor", where))
+    else:
+        attention = longrope_attention(longest, original)
+    return {"rope_divisors": divisors, "rope_attention": attention}
 
 
 def _attention_factor(rope: Mapping[str, Any], where: str) -> float:

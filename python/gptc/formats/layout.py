@@ -5,7 +5,8 @@ and up rows; rotary channels i and i + HS/2 of a head turn together. Others diff
 
 - Conv1D: matrices of layers are (in, out);
 - split rows: a tensor for each of query, key and value, or of gate and up;
-- pairs: rotary channels 2i and 2i + 1 turn together, so that rows of queries and keys are permuted;
+- pairs: rotary channels 2i and 2i + 1 turn together, so that rows of queries and keys are permuted,
+  of each head all or the first;
 - padding: rows of zeros after those of the vocabulary.
 """
 
@@ -38,6 +39,7 @@ class Part(NamedTuple):
     heads: int = 0  # so many heads, in each of which rotary channels are paired in the file
     interleaved: int = 0  # so many heads, each with its queries, keys and values in turn
     minus_one: bool = False  # the file has the numbers minus 1
+    turned: int = 0  # so many channels of each of `heads` are in pairs, the first of them; 0: all
 
     @property
     def is_converted(self) -> bool:
@@ -122,7 +124,8 @@ def parts(config: GPTConfig, naming: Naming, padded_vocab: int = 0) -> list[Part
             heads = heads if naming.paired else 0
             mixed = config.n_head if naming.interleaved and own.startswith("attn.qkv.") else 0
             minus_one = naming.norms_from_one and re.search(r"norm\w*\.weight$", own) is not None
-            found.append(Part(full, ours, file_shape, rows, turned, heads, mixed, minus_one))
+            place = Part(full, ours, file_shape, rows, turned, heads, mixed, minus_one)
+            found.append(place._replace(turned=config.rope_dim) if heads else place)
     return found
 
 
@@ -147,7 +150,7 @@ def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
     if part.minus_one:
         values = values - 1
     if part.heads:
-        values = halves_to_pairs(values, part.heads)
+        values = halves_to_pairs(values, part.heads, part.turned)
     if part.transposed:
         values = values.T
     elif values.shape[0] < part.shape[0]:
@@ -156,10 +159,12 @@ def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
     return np.ascontiguousarray(values).reshape(part.shape)
 
 
-def halves_to_pairs(rows: _Rows, heads: int) -> _Rows:
-    """Rows i and i + HS/2 of each head become 2i and 2i + 1. They may be numbers or bytes."""
-    pairs = rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-    return cast(_Rows, pairs)
+def halves_to_pairs(rows: _Rows, heads: int, turned: int = 0) -> _Rows:
+    """Rows i and i + HS/2 of each head become 2i and 2i + 1. They may be numbers or bytes.
+
+    With `turned`, the first so many rows of a head take the place of all HS.
+    """
+    return _reordered(rows, heads, turned, lambda n: np.arange(n).reshape(2, -1).T.ravel())
 
 
 def swap_heads(rows: _Rows, outer: int, inner: int) -> _Rows:
@@ -183,13 +188,25 @@ def import_tensor(part: Part, tensor: FloatArray, out: FloatArray) -> None:
         values = swap_heads(values, part.interleaved, 3)
     if part.minus_one:
         values = values + 1
-    out[part.rows] = pairs_to_halves(values, part.heads) if part.heads else values
+    out[part.rows] = pairs_to_halves(values, part.heads, part.turned) if part.heads else values
 
 
-def pairs_to_halves(rows: _Rows, heads: int) -> _Rows:
-    """Rows 2i and 2i + 1 of each head become i and i + HS/2. They may be numbers or bytes."""
-    halves = rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-    return cast(_Rows, halves)
+def pairs_to_halves(rows: _Rows, heads: int, turned: int = 0) -> _Rows:
+    """Rows 2i and 2i + 1 of each head become i and i + HS/2. They may be numbers or bytes.
+
+    With `turned`, the first so many rows of a head take the place of all HS.
+    """
+    return _reordered(rows, heads, turned, lambda n: np.arange(n).reshape(-1, 2).T.ravel())
+
+
+def _reordered(
+    rows: _Rows, heads: int, turned: int, order: Callable[[int], npt.NDArray[Any]]
+) -> _Rows:
+    """The first `turned` rows of each head in another order."""
+    by_head = rows.reshape(heads, -1, *rows.shape[1:])
+    turned = turned or by_head.shape[1]
+    first = by_head[:, order(turned)]
+    return cast(_Rows, np.concatenate([first, by_head[:, turned:]], axis=1).reshape(rows.shape))
 
 
 def _transpose(values: FloatArray, out: FloatArray) -> None:

@@ -100,6 +100,11 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
                     f"adapters of {there[0].name} are not supported: this family has queries, keys "
                     "and values head by head"
                 )
+            if parts is None and there[0].heads and which is not None:
+                raise GptcError(
+                    f"adapters of {there[0].name} are not supported: in this family the channels "
+                    "that turn together are neighbours"
+                )
             if which is None and len(there) > 1:
                 raise GptcError(f"this family has no place for an adapter {target}")
             is_whole = which is not None and len(there) == 1

@@ -22,6 +22,7 @@ from gptc.checkpoint.writer import save
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError
+from gptc.formats import families
 from gptc.formats.hf import CODECS
 from gptc.formats.safetensors import TensorFile, tensor_chunks
 from small_models import make_config, make_model
@@ -60,6 +61,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "parallel": {
         "family": "llama", "parallel": True, "rope_dim": 4, "score_scale": 0.3,
         "embedding_scale": 2.0, "score_by_layer": True, "activation": "gelu_erf",
+    },
+    "one norm": {
+        "family": "llama", "parallel": True, "one_norm": True, "head_bias": True,
+        "norm": "layernorm", "norm_bias": True, "activation": "gelu",
     },
     "norms around": {
         "family": "llama", "norm_at": "both", "activation": "geglu", "n_head": 4, "n_kv_head": 4,
@@ -129,6 +134,28 @@ def test_logits_of_presets(preset: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_run(run: Path) -> None:
     check(run / "ckpt-000006")
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.model_type)
+def test_a_family_is_read_or_is_for_python(family: families.Family, tmp_path: Path) -> None:
+    config = {"model_type": family.model_type, "n_embd": 0, "hidden_size": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(EngineError) as caught:
+        c_config(tmp_path)
+    read = family.model_type in ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+    wanted = "is missing, or not a whole number" if read else "load the model in Python"
+    assert wanted in str(caught.value)
+    assert read or f'"{family.model_type}"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["layers", "rope_divisors"])
+def test_shapes_that_are_for_python(field: str, tmp_path: Path) -> None:
+    folder = folder_of("byte", tmp_path)
+    change_config(folder, **{field: []})
+    with pytest.raises(EngineError, match=f"no models with {field}: load this one in Python"):
+        c_config(folder)
 
 
 # ---- files that transformers writes ----

@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ import reference
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
+from gptc.convert.import_model import import_model
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora
 from gptc.errors import GptcError, UsageError
-from gptc.formats import gguf_write, hf
+from gptc.formats import gguf_names, gguf_write, hf, peft
 from gptc.formats.registry import open_model
 
 ROOT = Path(__file__).parents[3]
 CASES = [pytest.param(case, id=case.name) for case in reference.ARCHITECTURES]
 NOT_IN_GGUF = {
+    "gptj": "models of the family gptj",
+    "phi-grouped": "phi with tie_word_embeddings true",
     "cerebras-gpt": "the activation gelu_erf in gpt2, only gelu",
     "gpt2-relu": "the activation relu in gpt2",
     "smollm3-list": "these no_rope_layers, only each 4th layer",
@@ -83,6 +88,39 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
     assert back.config == replace(source.config, router_loss=0.0)  # which is of training alone
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
+
+
+def test_an_older_file_of_phi2_has_joined_queries_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(case_of("phi"), tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_write, "naming", partial(gguf_names.naming, joined=True))
+        export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+    back = open_model(tmp_path / "m.gguf")
+    assert "blk.1.attn_qkv.bias" in back.tensors.shapes
+    for name, _, _ in source.config.parameters():
+        assert np.array_equal(back.read(name), source.read(name)), name
+
+
+def test_longrope_goes_by_the_context_and_says_so(tmp_path: Path) -> None:
+    published(case_of("phi3-short"), tmp_path / "model")
+    imported = import_model(tmp_path / "model", tmp_path / "copy")
+    assert any("more than 30 tokens, shorter texts" in note for note in imported.notes)
+    tokens = np.arange(8, dtype=np.int32)
+    with Model.load(tmp_path / "model", threads=1, max_batch=1, max_seq=30) as model:
+        short = model.logits(tokens[None])[0, -1]
+        assert np.allclose(model.session(1, 30).decode(tokens), short, atol=1e-5)
+        longer = model.session(1, 31).decode(tokens)
+    assert np.abs(longer - short).max() > 0.01
+
+
+def test_adapters_of_channels_in_another_order_are_refused() -> None:
+    config = hf.config_from_json(case_of("gptj").config, "config.json")
+    with pytest.raises(GptcError, match=r"adapters of .*q_proj.weight are not supported"):
+        peft.places(config, Lora(2, 4.0, ("q",)))
+    assert len(peft.places(config, Lora(2, 4.0, ("proj", "fc", "mlp_proj")))) == 6
 
 
 @pytest.mark.parametrize(
@@ -203,6 +241,16 @@ def case_of(name: str) -> reference.Case:
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is not a list of 0 or 1"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm True is not supported, only False"),
+        ("phi", {"partial_rotary_factor": 0.3}, "partial_rotary_factor 0.3 turns 3 of 12 channels"),
+        (
+            "gptj",
+            {"rotary_dim": 5},
+            "rotary_dim is 5; it must be even, and at most the 12",
+        ),
+        ("gptj", {"rotary_dim": 14}, "rotary_dim is 14; it must be even, and at most the 12"),
+        ("gptj", {"rotary_dim": None}, "lacks rotary_dim"),
+        ("gptj", {"n_head": 5}, "n_head 5 does not divide n_embd 48"),
         ("olmo2", {"num_key_value_heads": 2}, "qk_norm over the width needs n_kv_head equal"),
         (
             "gemma2",
@@ -221,7 +269,27 @@ def case_of(name: str) -> reference.Case:
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types must be full_attention or"),
         ("gemma3", {"rope_local_base_freq": 5e3}, "rotary base of 5000.0 of windowed layers"),
         ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear'"),
-        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope"}},
+            "needs short_factor and long_factor, lists",
+        ),
+        (
+            "phi3-long",
+            {"original_max_position_embeddings": 0},
+            "embeddings is 0, not a whole number",
+        ),
+        (
+            "phi3-long",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": 5}},
+            "needs short_factor and long_factor, lists",
+        ),
+        ("phi3-long", {"head_dim": 8}, "rope_divisors has 10 numbers, not 8"),
+        (
+            "phi3-long",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0, 0], "long_factor": [1.0, 1.0]}},
+            "short_factor of rope_scaling is 0, not a number above 0",
+        ),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
     ],

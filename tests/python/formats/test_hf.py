@@ -98,7 +98,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"num_attention_heads": 0}, "num_attention_heads is 0"),
         ("llama", {"rms_norm_eps": "tiny"}, "norm_eps is 'tiny', not a number"),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with .* is not supported"),
-        ("llama", {"rope_parameters": {"rope_type": "su"}}, "rope_type 'su' is not supported"),
+        ("llama", {"rope_parameters": {"rope_type": "ntk"}}, "rope_type 'ntk' is not supported"),
         ("llama", {"attention_bias": "yes"}, "attention_bias is 'yes', not true or false"),
         (
             "llama",
