@@ -72,7 +72,7 @@ static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *ou
     m->ops->residual_norm_forward(m->ctx, &op);
 }
 
-static void lora(gpt_model *m, const batch *x, const linear_forward *layer, adapter r) {
+static lora_forward lora(const gpt_model *m, const linear_forward *layer, adapter r) {
     lora_forward op = {.out = layer->out,
                        .pre = layer->pre,
                        .u = r.u,
@@ -91,7 +91,7 @@ static void lora(gpt_model *m, const batch *x, const linear_forward *layer, adap
                        .OC = layer->OC,
                        .R = m->options.lora.rank};
     memcpy(op.parts, r.shape.parts, sizeof op.parts);
-    adapter_run(m, x, r.index, &op);
+    return op;
 }
 
 static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, const act *in,
@@ -106,8 +106,10 @@ static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, 
                          .N = x->N,
                          .IC = IC,
                          .OC = OC};
+    lora_forward adapts = lora(m, &op, r);
+    if (x->training && adapter_joins(m, r)) op.lora = &adapts;
     m->ops->linear_forward(m->ctx, &op);
-    if (r.a) lora(m, x, &op, r);
+    if (r.a && !op.lora) adapter_run(m, x, r.index, &adapts);
 }
 
 static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {

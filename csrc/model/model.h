@@ -483,6 +483,8 @@ typedef struct adapter {
     gpt_dropout_site dropout;
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
+/* Whether a training step's products of the layer take it along. */
+bool adapter_joins(const gpt_model *m, adapter r);
 /* Runs the op: in a session, row by row with the adapters of the rows' sequences, neighbours together. */
 void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op);
 

@@ -217,6 +217,7 @@ static void test_recompute(void) {
             check_recompute(&families[f], none, 0);
             check_recompute(&families[f], none, 0.2f);
             check_recompute(&families[f], lora_of(&families[f].config, 0, 0.3f), 0.2f);
+            check_recompute(&families[f], lora_of(&families[f].config, f % 3, 0), 0);
         }
     }
 }
@@ -256,14 +257,14 @@ static int write_floats(gpt_model *m, int i, int tensor, float *x, int64_t n) {
 }
 
 /* A step with packed weights is that of a bf16 model which has their numbers, bit for bit. */
-static void test_packed(void) {
+static void check_packed(float dropout) {
     const gpt_config *c = &packed_config;
     EACH_PLACE {
         if (place.options.dtype != GPT_DTYPE_BF16) continue;
-        test_case("packed");
+        test_case("packed, dropout %g", dropout);
         gpt_options here = place.options;
         gpt_block_rows rows[MAX_PARAMS];
-        gpt_lora lora = lora_of(c, 0, 0.2f);
+        gpt_lora lora = lora_of(c, 0, dropout);
         place.options.dtype = GPT_DTYPE_PACKED;
         int n_rows = place.options.n_block_rows = block_rows(c, rows);
         place.options.block_rows = rows;
@@ -295,6 +296,11 @@ static void test_packed(void) {
         gpt_model_free(packed);
         gpt_model_free(plain);
     }
+}
+
+static void test_packed(void) {
+    check_packed(0);
+    check_packed(0.2f);
 }
 
 /* Weights of 8 and 4 bits: gradients near those of the float32 model, as near as the weights are. */
