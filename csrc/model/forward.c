@@ -293,12 +293,18 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
 void model_remake(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    if (m->options.recompute == GPT_RECOMPUTE_NONE) return;
-    if (m->options.recompute == GPT_RECOMPUTE_BLOCK) {
-        norm(m, x, norm_before(m, l), NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
-             w->norm_1_b, (gpt_dropout_site){0});
+    const gpt_options *o = &m->options;
+    bool again = recomputes_layer(o->recompute, o->recompute_layers, l);
+    if (o->recompute == GPT_RECOMPUTE_NONE) return;
+    norm(m, x, norm_before(m, l), NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
+         w->norm_1_b, (gpt_dropout_site){0});
+    if (again && o->recompute == GPT_RECOMPUTE_BLOCK) {
         attend(m, a, x, l);
         join(m, a, x, l);
+    } else {
+        const act *resid = m->config.parallel ? la->resid_1 : la->resid_2;
+        norm(m, x, norm_before(m, l), NULL, la->norm_2, la->stats_2, resid, NULL, w->norm_2_w,
+             w->norm_2_b, (gpt_dropout_site){0});
     }
-    expand(m, a, x, l);
+    if (again) expand(m, a, x, l);
 }

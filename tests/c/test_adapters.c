@@ -191,23 +191,32 @@ static void check_recompute(const family *f, gpt_lora lora, float dropout) {
     param_set params = random_params(c);
     adapters set = lora.rank ? random_adapters(c, &lora) : (adapters){0};
     int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_targets(N, c->vocab_size);
-    float losses[3], *grads[3];
+    static const struct {
+        int recompute, layers;
+    } ways[] = {{GPT_RECOMPUTE_NONE, 0},
+                {GPT_RECOMPUTE_MLP, 0},
+                {GPT_RECOMPUTE_BLOCK, 0},
+                {GPT_RECOMPUTE_MLP, 1},
+                {GPT_RECOMPUTE_BLOCK, 1}};
+    float losses[TEST_COUNT(ways)], *grads[TEST_COUNT(ways)];
     int64_t n = 0;
-    for (int recompute = 0; recompute < 3; recompute++) {
-        gpt_model *m = adapted_model(c, lora, 1, recompute, dropout);
+    for (int i = 0; i < TEST_COUNT(ways); i++) {
+        place.options.recompute_layers = ways[i].layers;
+        gpt_model *m = adapted_model(c, lora, 1, ways[i].recompute, dropout);
+        place.options.recompute_layers = 0;
         float *at;
         write_params(m, &params, GPT_TENSOR_VALUE);
         write_adapters(m, &set);
         EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, NULL));
-        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, &losses[recompute]));
+        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, &losses[i]));
         EXPECT_OK(gpt_model_grads(m, &at, &n));
-        grads[recompute] = host_floats(n);
-        memcpy(grads[recompute], at, sizeof(float) * (size_t)n);
+        grads[i] = host_floats(n);
+        memcpy(grads[i], at, sizeof(float) * (size_t)n);
         gpt_model_free(m);
     }
-    for (int recompute = 1; recompute < 3; recompute++) {
-        EXPECT(losses[recompute] == losses[0]);
-        EXPECT(!memcmp(grads[recompute], grads[0], sizeof(float) * (size_t)n));
+    for (int i = 1; i < TEST_COUNT(ways); i++) {
+        EXPECT(losses[i] == losses[0]);
+        EXPECT(!memcmp(grads[i], grads[0], sizeof(float) * (size_t)n));
     }
 }
 
@@ -232,6 +241,13 @@ static void test_recompute_plan(void) {
         EXPECT_OK(gpt_plan_memory(c, &options, &plan));
         EXPECT(plan.activation_bytes < before);
         before = plan.activation_bytes;
+        options.recompute_layers = c->n_layer - 1; /* the last one keeps all */
+        EXPECT_OK(gpt_plan_memory(c, &options, &plan));
+        EXPECT(options.recompute ? plan.activation_bytes > before
+                                 : plan.activation_bytes == before);
+        options.recompute_layers = c->n_layer + 1;
+        EXPECT(gpt_plan_memory(c, &options, &plan) == GPT_ERR_ARGUMENT);
+        options.recompute_layers = 0;
     }
 }
 
