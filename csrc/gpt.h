@@ -331,7 +331,7 @@ typedef struct gpt_lora {
 /* What a training step computes again in its backward pass, to keep less; the results are the same bits. */
 enum gpt_recompute {
     GPT_RECOMPUTE_NONE = 0,
-    GPT_RECOMPUTE_MLP = 1,   /* the first feed-forward layer */
+    GPT_RECOMPUTE_MLP = 1,   /* the norms and the first feed-forward layer */
     GPT_RECOMPUTE_BLOCK = 2, /* all of a layer from the residual stream: Chen et al. 2016 */
 };
 
@@ -366,6 +366,7 @@ typedef struct gpt_options {
      * gpt_muon. */
     int32_t muon_rows;
     int32_t wire; /* enum gpt_wire, of gpt_model_all_reduce; on a CPU where it is not fp32 */
+    int32_t recompute_layers; /* the first so many compute more than norms again; 0: all layers */
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */

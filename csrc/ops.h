@@ -243,6 +243,9 @@ typedef struct linear_forward {
     int activation;  /* enum gpt_activation */
     int exact;       /* 1: `in` is not rounded to fewer bits, since backward will not either */
     int N, IC, OC;
+    /* Where the table joins_adapters, or NULL: lora_forward's work, in the same products. Without dropout
+     * and gain, and exact. */
+    const struct lora_forward *lora;
 } linear_forward;
 
 /* Where the layer's input is itself activation(pre), din is the gradient of pre; with activation
@@ -258,6 +261,7 @@ typedef struct linear_backward {
     int activation;  /* enum gpt_activation, of the layer's input */
     int add;
     int N, IC, OC;
+    const struct lora_backward *lora; /* as in forward */
 } linear_backward;
 
 /* ---- route.c ---- */
@@ -750,6 +754,7 @@ typedef struct gpt_ops {
     size_t act_bytes;      /* one element of act */
     int makes_activations; /* 1: linear_backward needs no in where it has pre */
     int keeps_rest; /* 1: without training the residual stream is two numbers of type act each */
+    int joins_adapters; /* 1: linear_forward and linear_backward take an adapter along */
     /* 1: weights_pack reads the host's memory, so that without training what only products read has
      * to be kept in their form alone. */
     int packs_host_memory;

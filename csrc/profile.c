@@ -111,22 +111,34 @@ COST(residual_norm_backward) {
     return (cost){.bytes = acts(p, (op->dbranch ? 5.0 : 4.0) * op->N * op->C)};
 }
 
+/* Of an adapter's products with A and B. */
+static double adapter_numbers(const lora_part *parts, int n_parts, int R, int IC) {
+    double width = 0;
+    for (int i = 0; i < n_parts; i++) width += parts[i].rows;
+    return R * (width + (double)n_parts * IC);
+}
+
 COST(linear_forward) {
+    const struct lora_forward *lora = op->lora;
+    double adapter = lora ? adapter_numbers(lora->parts, lora->n_parts, lora->R, lora->IC) : 0;
     int parts = is_gated(op->activation) ? 2 : 1, width = parts * op->OC;
     double kept = op->pre ? width : 0;
-    return (cost){.flops = 2.0 * op->N * op->IC * width,
+    return (cost){.flops = 2.0 * op->N * ((double)op->IC * width + adapter),
                   .bytes = acts(p, (double)op->N * (op->IC + op->OC + kept)) +
-                           weights(p, op->w, width, op->IC, parts),
+                           weights(p, op->w, width, op->IC, parts) + floats(adapter),
                   .a = op->IC,
                   .b = width};
 }
 
 COST(linear_backward) {
+    const struct lora_backward *lora = op->lora;
+    double adapter = lora ? adapter_numbers(lora->parts, lora->n_parts, lora->R, lora->IC) : 0;
     double width = is_gated(op->activation) ? 2.0 * op->IC : op->IC;
     double written = op->dw ? (op->add ? 2.0 : 1.0) * op->IC * op->OC : 0;
-    return (cost){.flops = (op->dw ? 4.0 : 2.0) * op->N * op->IC * op->OC,
+    double products = (op->dw ? 4.0 : 2.0) * op->IC * op->OC + 4.0 * adapter;
+    return (cost){.flops = op->N * products,
                   .bytes = acts(p, (double)op->N * (op->OC + op->IC + 2 * width)) +
-                           weights(p, op->w, op->OC, op->IC, 1) + floats(written),
+                           weights(p, op->w, op->OC, op->IC, 1) + floats(written + 3 * adapter),
                   .a = op->IC,
                   .b = op->OC};
 }
@@ -135,7 +147,7 @@ COST(linear_backward) {
 COST(lora_forward) {
     double width = 0, kept = op->activation == GPT_ACT_NONE ? 2 : 3;
     for (int i = 0; i < op->n_parts; i++) width += op->parts[i].rows;
-    double numbers = op->R * (width + (double)op->n_parts * op->IC);
+    double numbers = adapter_numbers(op->parts, op->n_parts, op->R, op->IC);
     return (cost){.flops = 2.0 * op->N * numbers,
                   .bytes = acts(p, op->N * (op->IC + kept * width)) + floats(numbers),
                   .a = op->IC,
@@ -145,7 +157,7 @@ COST(lora_forward) {
 COST(lora_backward) {
     double width = 0;
     for (int i = 0; i < op->n_parts; i++) width += op->parts[i].rows;
-    double numbers = op->R * (width + (double)op->n_parts * op->IC);
+    double numbers = adapter_numbers(op->parts, op->n_parts, op->R, op->IC);
     return (cost){.flops = 4.0 * op->N * numbers,
                   .bytes = acts(p, op->N * (3.0 * op->IC + 2 * width)) + floats(3 * numbers),
                   .a = op->IC,

@@ -130,6 +130,10 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->recompute < GPT_RECOMPUTE_NONE || out->recompute > GPT_RECOMPUTE_BLOCK)
         return fail(GPT_ERR_ARGUMENT, "recompute is %d; it must be an enum gpt_recompute",
                     out->recompute);
+    if (out->recompute_layers < 0 || out->recompute_layers > c->n_layer)
+        return fail(GPT_ERR_ARGUMENT,
+                    "recompute_layers is %d; it must be between 0, for all, and n_layer %d",
+                    out->recompute_layers, c->n_layer);
     if (out->training && out->max_batch == 0)
         return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
     if (out->n_threads < 0 || out->n_threads > MAX_THREADS)

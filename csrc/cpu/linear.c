@@ -1,5 +1,6 @@
 /* linear.c: linear layers with their bias and activation. */
 #include "activation.h"
+#include "adapter.h"
 #include "product.h"
 
 /* call(ACTIVATION), where the activation is a constant. */
@@ -102,6 +103,46 @@ static float *forward_target(gpt_ctx *ctx, const linear_forward *op) {
 #endif
 }
 
+#ifdef CPU_BF16
+/* Bytes at the beginning of the workspace that products use, and behind which adapters have theirs. */
+static size_t products_room(int N, int widest) {
+    size_t own = cpu_product_room(widest), gradients = CPU_ACTS_NAME(product_workspace)(widest, N);
+    return (size_t)cpu_round_up((int64_t)(own > gradients ? own : gradients), 64);
+}
+
+/* The product, with the adapter where there is one. */
+static void forward_product(gpt_ctx *ctx, const linear_forward *op, product *p) {
+    product_more more;
+    if (op->lora) {
+        size_t room = products_room(op->N, cpu_max(op->IC, p->ldo));
+        more = cpu_adapter_forward(ctx, op->lora, (char *)ctx->workspace + room);
+        p->more = &more;
+    }
+    cpu_product(ctx, p);
+}
+
+static void backward_product(gpt_ctx *ctx, const linear_backward *op, product *p) {
+    if (!op->lora) {
+        cpu_product(ctx, p);
+        return;
+    }
+    void *memory = (char *)ctx->workspace + products_room(op->N, cpu_max(op->OC, p->ldo));
+    product_more more = cpu_adapter_backward(ctx, op->lora, memory);
+    p->more = &more;
+    cpu_product(ctx, p);
+    cpu_adapter_gradients(ctx, op->lora, memory);
+}
+#else
+static void forward_product(gpt_ctx *ctx, const linear_forward *op, product *p) {
+    (void)op;
+    cpu_product(ctx, p);
+}
+static void backward_product(gpt_ctx *ctx, const linear_backward *op, product *p) {
+    (void)op;
+    cpu_product(ctx, p);
+}
+#endif
+
 CPU_OP(linear_forward) {
     int gated = is_gated(op->activation);
     product p = {.kind = PRODUCT_NT,
@@ -120,7 +161,7 @@ CPU_OP(linear_forward) {
         p.epilogue = forward_epilogue;
         p.epilogue_args = (void *)op;
     }
-    cpu_product(ctx, &p);
+    forward_product(ctx, op, &p);
 }
 
 CPU_OP(linear_backward) {
@@ -140,7 +181,7 @@ CPU_OP(linear_backward) {
         dinput.epilogue = input_epilogue;
         dinput.epilogue_args = (void *)op;
     }
-    cpu_product(ctx, &dinput);
+    backward_product(ctx, op, &dinput);
 
     product dweight = {.kind = PRODUCT_TN,
                        .out = op->dw,
@@ -168,5 +209,11 @@ CPU_WORKSPACE(linear_workspace) {
 #endif
     int widest = cpu_max(cpu_max(fc, (shape->NH + 2 * shape->NKV) * shape->HS), shape->C);
     if (shape->training || shape->dora) most = cpu_product_workspace(widest, shape->N);
+#ifdef CPU_BF16
+    if (shape->training && shape->lora_rank) {
+        size_t adapters = cpu_adapter_bytes(shape->N, shape->lora_rank, widest);
+        most = products_room(shape->N, widest) + adapters;
+    }
+#endif
     return twice > most ? twice : most;
 }

@@ -20,6 +20,23 @@ typedef enum product_kind {
 typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin, int ldy, int row,
                                  int rows, int col, int cols);
 
+#ifdef CPU_BF16
+/* y += a b, of few terms: a part of them for each run of columns. */
+typedef struct product_more {
+    const bf16 *a; /* (M, n_parts K), rows lda apart */
+    const bf16
+        *b;     /* (n_parts K, columns) in panels, a twin's begin in their own; zeros in columns of
+                    * other parts */
+    int lda, K; /* K: of a part, whole pairs */
+    int n_parts;
+    lora_part parts[GPT_MAX_STACKED]; /* columns, those of a twin behind the others */
+    int first;                        /* of b, where the product begins */
+    int twin;                         /* columns before those of a twin; 0: none */
+} product_more;
+#else
+typedef struct product_more product_more;
+#endif
+
 typedef struct product {
     product_kind kind;
     float *out;  /* where y goes. bf16: NULL where only the epilogue reads y. fp32: the epilogue may
@@ -41,6 +58,7 @@ typedef struct product {
     int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
     product_epilogue_fn *epilogue; /* or NULL; NT and NN */
     void *epilogue_args;
+    const product_more *more; /* or NULL; NT with exact, and NN, in bf16 */
 } product;
 
 #define cpu_product              CPU_NAME(product)

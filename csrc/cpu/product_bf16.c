@@ -50,6 +50,38 @@ static void store(const product *p, const float *y, int64_t ldy, int add, int ro
     }
 }
 
+/* y (rows, n) += the terms that p->more has for columns col to col + n - 1, where `panel` is the first of them. */
+static void add_more(const product *p, float *y, int64_t ldc, int row, int rows, int col, int n,
+                     int64_t panel) {
+    const product_more *m = p->more;
+    int begin = m->n_parts, end = 0;
+    for (int i = 0; i < m->n_parts; i++) {
+        const lora_part *part = &m->parts[i];
+        if (part->first >= col + n || col >= part->first + part->rows) continue;
+        begin = cpu_min(begin, i);
+        end = i + 1;
+    }
+    if (begin >= end) return;
+    int64_t size = pack_panel_size(m->n_parts * m->K), k = (int64_t)begin * m->K;
+    kernel_operands o = {.a = m->a + (int64_t)row * m->lda + k,
+                         .b = m->b + panel * size + k * PANEL,
+                         .c = y,
+                         .lda = m->lda,
+                         .panel = size,
+                         .ldc = ldc,
+                         .K = (end - begin) * m->K};
+    kernel_product(o, rows, (int)pack_panels(n), 1);
+}
+
+static void add_to_columns(const product *p, float *y, float *y_twin, int64_t ldc, int row,
+                           int rows, int col, int n) {
+    int at = p->more->first + col;
+    add_more(p, y, ldc, row, rows, at, n, at / PANEL);
+    if (p->twin)
+        add_more(p, y_twin, ldc, row, rows, p->more->twin + at, n,
+                 pack_panels(p->more->twin) + at / PANEL);
+}
+
 /* One tile of NT or NN. */
 static void multiply_tile(const product_tiles *t, float *sums, int row, int rows, int col,
                           int cols) {
@@ -78,6 +110,7 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
                 kernel_product(o, rows, (int)pack_panels(n), k > 0);
             }
             if (k + terms < p->K) continue;
+            if (p->more) add_to_columns(p, y, y + twin_sums, ldc, row, rows, c, n);
             if (p->epilogue)
                 p->epilogue(p->epilogue_args, y, y + twin_sums, (int)ldc, row, rows, c, n);
             else

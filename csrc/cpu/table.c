@@ -29,7 +29,7 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
 }
 
 #ifdef CPU_BF16
-#define BY_DTYPE .makes_activations = 1
+#define BY_DTYPE .makes_activations = 1, .joins_adapters = 1
 #else
 #define BY_DTYPE                                                                                   \
     .thread_library_bytes = 2 << 20 /* OpenBLAS's buffers, as far as tiles touch them */

@@ -71,6 +71,16 @@ static void unpack_panel(quant_form f, const uint8_t *panel, int K, int k, pair 
         }
 }
 
+/* Where 16 rows of w from `row` on are one panel: that, else NULL. */
+static const uint8_t *whole_panel(const unpacking *a, int row, int rows, quant_form *f) {
+    quant_form last;
+    int in_part = 0, last_in_part = 0;
+    const uint8_t *panel = quant_panel_of(a->w, a->n_cols, row, f, &in_part);
+    if (rows < PANEL || !panel || in_part % PANEL) return NULL;
+    return panel == quant_panel_of(a->w, a->n_cols, row + PANEL - 1, &last, &last_in_part) ? panel
+                                                                                           : NULL;
+}
+
 /* Panels of the form that forward reads: 16 rows of w each, those of a twin behind the others. */
 static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
@@ -80,13 +90,11 @@ static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int in_half = (int)(i % per_half) * PANEL;
         int row = a->first + in_half + (i >= per_half ? a->p->twin : 0);
-        int rows = cpu_min(PANEL, a->cols - in_half), in_part = 0, last = 0;
-        quant_form f = {0}, f_last;
-        const uint8_t *from = quant_panel_of(a->w, K, row, &f, &in_part);
-        int whole = rows == PANEL && in_part % PANEL == 0 &&
-                    from == quant_panel_of(a->w, K, row + PANEL - 1, &f_last, &last);
+        int rows = cpu_min(PANEL, a->cols - in_half);
+        quant_form f = {0};
+        const uint8_t *from = whole_panel(a, row, rows, &f);
         for (int k = 0; k < K; k += QUANT_GROUP) {
-            if (from && whole && K - k >= QUANT_GROUP) {
+            if (from && K - k >= QUANT_GROUP) {
                 unpack_panel(f, from, K, k, (pair(*)[PANEL])(a->slab + i * panel + k * PANEL));
                 continue;
             }
@@ -107,9 +115,17 @@ static void unpack_backward(void *args, int thread, int64_t begin, int64_t end) 
     int64_t panel = pack_panel_size(a->p->K);
     for (int64_t i = begin; i < end; i++) {
         int row = (int)i * PANEL, rows = cpu_min(PANEL, a->p->K - row);
+        quant_form f = {0};
+        const uint8_t *from = whole_panel(a, a->p->first + row, rows, &f);
         for (int c = 0; c < a->cols; c += QUANT_GROUP) {
             bf16 block[PANEL][QUANT_GROUP];
-            unpack_block(a, a->p->first + row, rows, a->first + c, block);
+            if (from && a->n_cols - a->first - c >= QUANT_GROUP) {
+                pair turned[PANEL][PANEL];
+                unpack_panel(f, from, a->n_cols, a->first + c, turned);
+                transpose_pairs((pair *)block, PANEL, turned[0], PANEL);
+            } else {
+                unpack_block(a, a->p->first + row, rows, a->first + c, block);
+            }
             for (int h = 0; h < cpu_min(QUANT_GROUP, a->cols - c); h += PANEL) {
                 bf16 *out = a->slab + (c + h) / PANEL * panel + row * PANEL;
                 for (int r = 0; r < rows; r += PAIR)
@@ -145,6 +161,12 @@ void quant_unpacked_product(gpt_ctx *ctx, product *p) {
         slab.w = slab.panels = a.slab;
         slab.twin = p->twin ? a.cols : 0;
         if (p->out) slab.out = p->out + a.first;
+        product_more more;
+        if (p->more) {
+            more = *p->more;
+            more.first += a.first;
+            slab.more = &more;
+        }
         if (p->epilogue) slab.epilogue = shifted_epilogue, slab.epilogue_args = &s;
         if (forward)
             cpu_parallel(ctx, unpack_forward, &a, halves * pack_panels(a.cols), 4);

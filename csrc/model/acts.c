@@ -48,9 +48,7 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     bool training = s->training;
     /* Without backward, the residual stream is one buffer, in place, and so is the norm. */
     a->resid_2 = take_acts(p, training, N, C);
-    a->norm_1 = take_acts(p, norms_before(c), N, C);
     bool apart = training && !c->one_norm;
-    a->norm_2 = apart ? take_acts(p, norms_before(c), N, C) : a->norm_1;
     a->stats_1 = take_floats(p, training, N, 2);
     a->stats_2 = apart ? take_floats(p, true, N, 2) : a->stats_1;
     a->qkv = take_acts(p, true, N, qkv_size(c));
@@ -63,6 +61,13 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     a->stats_att = take_floats(p, training && norms_after(c), N, 2);
     for (int matrix = 0; matrix < LORA_FC; matrix++) plan_adapter(p, c, s, matrix, a);
     a->lora_u[LORA_FC] = take_floats(p, true, N, lora_width(c, &s->lora, LORA_FC));
+}
+
+/* What the products of the branches read, where that is not the stream itself. */
+static void plan_norms(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *a) {
+    a->norm_1 = take_acts(p, norms_before(c), s->N, c->n_embd);
+    bool apart = s->training && !c->one_norm;
+    a->norm_2 = apart ? take_acts(p, norms_before(c), s->N, c->n_embd) : a->norm_1;
 }
 
 /* The choices of a layer's experts, which backward reads in any case, and their outputs. */
@@ -80,9 +85,7 @@ static void plan_experts(planner *p, const gpt_config *c, const acts_shape *s, i
 
 static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
                         act *branch, layer_acts *layers) {
-    bool keeps = s->training, keeps_branches = keeps && s->recompute != GPT_RECOMPUTE_BLOCK;
-    bool keeps_pre = keeps && s->recompute == GPT_RECOMPUTE_NONE;
-    bool keeps_fc = keeps_pre && !ops->makes_activations;
+    bool keeps = s->training;
     bool has_pre = keeps || lora_width(c, &s->lora, LORA_FC) > 0;
     layer_acts shared = {0};
     bool is_int8 = s->kv == GPT_KV_INT8;
@@ -90,8 +93,12 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     int64_t rows = fc_rows(c, s->N);
     int32_t *begins = take_ints(p, c->n_expert > 0, (int64_t)c->n_layer * (c->n_expert + 1));
     for (int l = 0; l < c->n_layer; l++) {
+        bool again = recomputes_layer(s->recompute, s->recompute_layers, l);
+        bool keeps_branches = keeps && !(again && s->recompute == GPT_RECOMPUTE_BLOCK);
+        bool keeps_pre = keeps && !again, keeps_fc = keeps_pre && !ops->makes_activations;
         if (keeps || l == 0) shared.resid_1 = take_acts(p, true, s->N, c->n_embd);
         if (keeps_branches || l == 0) plan_branches(p, c, s, branch, &shared);
+        if ((keeps && s->recompute == GPT_RECOMPUTE_NONE) || l == 0) plan_norms(p, c, s, &shared);
         if (!keeps) shared.resid_2 = shared.resid_1;
         if (!norms_before(c)) shared.norm_1 = shared.resid_1, shared.norm_2 = shared.resid_2;
         if (keeps || l == 0) /* the last matrix's are never computed again */

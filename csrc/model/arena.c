@@ -10,6 +10,7 @@ static acts_shape model_acts_shape(const gpt_options *o) {
                         .training = o->training,
                         .dropout = o->dropout > 0,
                         .recompute = o->training ? o->recompute : GPT_RECOMPUTE_NONE,
+                        .recompute_layers = o->recompute_layers,
                         .lora = o->lora,
                         .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
 }

@@ -98,7 +98,7 @@ static void join(gpt_model *m, const acts *a, const batch *x, int l) {
              la->stats_2, w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
 }
 
-static void lora(gpt_model *m, const linear_backward *layer, adapter r) {
+static lora_backward lora(const gpt_model *m, const linear_backward *layer, adapter r) {
     lora_backward op = {.din = layer->din,
                         .da = r.da,
                         .db = r.db,
@@ -117,7 +117,7 @@ static void lora(gpt_model *m, const linear_backward *layer, adapter r) {
                         .OC = layer->OC,
                         .R = m->options.lora.rank};
     memcpy(op.parts, r.shape.parts, sizeof op.parts);
-    m->ops->lora_backward(m->ctx, &op);
+    return op;
 }
 
 /* The gradient of a layer's products before their rows were scaled, where they were. */
@@ -152,8 +152,10 @@ static void linear(gpt_model *m, const batch *x, adapter r, act *din, weight *dw
                           .N = x->N,
                           .IC = IC,
                           .OC = OC};
+    lora_backward adapts = lora(m, &op, r);
+    if (adapter_joins(m, r)) op.lora = &adapts;
     m->ops->linear_backward(m->ctx, &op);
-    if (r.a) lora(m, &op, r);
+    if (r.a && !op.lora) m->ops->lora_backward(m->ctx, &adapts);
 }
 
 static void rope(gpt_model *m, const acts *a, const batch *x, int l) {

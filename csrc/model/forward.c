@@ -74,7 +74,7 @@ static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *re
     m->ops->residual_norm_forward(m->ctx, &op);
 }
 
-static void lora(gpt_model *m, const batch *x, const linear_forward *layer, adapter r) {
+static lora_forward lora(const gpt_model *m, const linear_forward *layer, adapter r) {
     lora_forward op = {.out = layer->out,
                        .pre = layer->pre,
                        .u = r.u,
@@ -93,7 +93,7 @@ static void lora(gpt_model *m, const batch *x, const linear_forward *layer, adap
                        .OC = layer->OC,
                        .R = m->options.lora.rank};
     memcpy(op.parts, r.shape.parts, sizeof op.parts);
-    adapter_run(m, x, r.index, &op);
+    return op;
 }
 
 static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, const act *in,
@@ -108,8 +108,10 @@ static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, 
                          .N = x->N,
                          .IC = IC,
                          .OC = OC};
+    lora_forward adapts = lora(m, &op, r);
+    if (x->training && adapter_joins(m, r)) op.lora = &adapts;
     m->ops->linear_forward(m->ctx, &op);
-    if (r.a) lora(m, x, &op, r);
+    if (r.a && !op.lora) adapter_run(m, x, r.index, &adapts);
 }
 
 static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {
@@ -295,12 +297,18 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
 void model_remake(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    if (m->options.recompute == GPT_RECOMPUTE_NONE) return;
-    if (m->options.recompute == GPT_RECOMPUTE_BLOCK) {
-        norm(m, x, norm_before(m, l), NULL, NULL, la->norm_1, la->stats_1, la->resid_1, NULL,
-             w->norm_1_w, w->norm_1_b, (gpt_dropout_site){0});
+    const gpt_options *o = &m->options;
+    bool again = recomputes_layer(o->recompute, o->recompute_layers, l);
+    if (o->recompute == GPT_RECOMPUTE_NONE) return;
+    norm(m, x, norm_before(m, l), NULL, NULL, la->norm_1, la->stats_1, la->resid_1, NULL,
+         w->norm_1_w, w->norm_1_b, (gpt_dropout_site){0});
+    if (again && o->recompute == GPT_RECOMPUTE_BLOCK) {
         attend(m, a, x, l);
         join(m, a, x, l);
+    } else if (!m->config.one_norm) {
+        const act *resid = m->config.parallel ? la->resid_1 : la->resid_2;
+        norm(m, x, norm_before(m, l), NULL, NULL, la->norm_2, la->stats_2, resid, NULL, w->norm_2_w,
+             w->norm_2_b, (gpt_dropout_site){0});
     }
-    expand(m, a, x, l);
+    if (again) expand(m, a, x, l);
 }

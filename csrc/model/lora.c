@@ -143,6 +143,10 @@ float **lora_field(const gpt_config *c, const gpt_lora *o, int i, layer_view *la
 
 /* ---- a pass ---- */
 
+bool adapter_joins(const gpt_model *m, adapter r) {
+    return m->ops->joins_adapters && r.a && !r.gain && !(r.dropout.p > 0);
+}
+
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix) {
     const gpt_lora *o = &m->options.lora;
     if (!m->w.layers[l].lora_a[matrix]) return (adapter){0};

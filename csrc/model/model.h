@@ -291,12 +291,18 @@ enum { STEP_TOKEN, STEP_POSITION, STEP_SEQ, STEP_CACHE_POSITION, STEP_INTS };
 typedef struct acts_shape {
     int N, T; /* rows, and the longest sequence */
     bool training, dropout;
-    int recompute; /* enum gpt_recompute */
+    int recompute;        /* enum gpt_recompute */
+    int recompute_layers; /* as in gpt_options */
     gpt_lora lora;
     int n_seq, n_ctx; /* of the cache; 0: none */
     int kv;           /* enum gpt_kv, its dtype */
     int logit_rows;
 } acts_shape;
+
+/* Whether layer l computes more than norms again in backward. */
+static inline bool recomputes_layer(int recompute, int n_layers, int l) {
+    return recompute != GPT_RECOMPUTE_NONE && (n_layers == 0 || l < n_layers);
+}
 
 /* Lays the buffers out from base (NULL: only counts). layers of out must have room for L, or be
  * NULL when counting. Returns the bytes. */
@@ -495,6 +501,8 @@ typedef struct adapter {
     gpt_dropout_site dropout;
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
+/* Whether a training step's products of the layer take it along. */
+bool adapter_joins(const gpt_model *m, adapter r);
 /* Runs the op: in a session, row by row with the adapters of the rows' sequences, neighbours together. */
 void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op);
 

@@ -191,23 +191,32 @@ static void check_recompute(const family *f, gpt_lora lora, float dropout) {
     param_set params = random_params(c);
     adapters set = lora.rank ? random_adapters(c, &lora) : (adapters){0};
     int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_targets(N, c->vocab_size);
-    float losses[3], *grads[3];
+    static const struct {
+        int recompute, layers;
+    } ways[] = {{GPT_RECOMPUTE_NONE, 0},
+                {GPT_RECOMPUTE_MLP, 0},
+                {GPT_RECOMPUTE_BLOCK, 0},
+                {GPT_RECOMPUTE_MLP, 1},
+                {GPT_RECOMPUTE_BLOCK, 1}};
+    float losses[TEST_COUNT(ways)], *grads[TEST_COUNT(ways)];
     int64_t n = 0;
-    for (int recompute = 0; recompute < 3; recompute++) {
-        gpt_model *m = adapted_model(c, lora, 1, recompute, dropout);
+    for (int i = 0; i < TEST_COUNT(ways); i++) {
+        place.options.recompute_layers = ways[i].layers;
+        gpt_model *m = adapted_model(c, lora, 1, ways[i].recompute, dropout);
+        place.options.recompute_layers = 0;
         float *at;
         write_params(m, &params, GPT_TENSOR_VALUE);
         write_adapters(m, &set);
         EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, NULL));
-        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, &losses[recompute]));
+        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, &losses[i]));
         EXPECT_OK(gpt_model_grads(m, &at, &n));
-        grads[recompute] = host_floats(n);
-        memcpy(grads[recompute], at, sizeof(float) * (size_t)n);
+        grads[i] = host_floats(n);
+        memcpy(grads[i], at, sizeof(float) * (size_t)n);
         gpt_model_free(m);
     }
-    for (int recompute = 1; recompute < 3; recompute++) {
-        EXPECT(losses[recompute] == losses[0]);
-        EXPECT(!memcmp(grads[recompute], grads[0], sizeof(float) * (size_t)n));
+    for (int i = 1; i < TEST_COUNT(ways); i++) {
+        EXPECT(losses[i] == losses[0]);
+        EXPECT(!memcmp(grads[i], grads[0], sizeof(float) * (size_t)n));
     }
 }
 
@@ -217,6 +226,7 @@ static void test_recompute(void) {
             check_recompute(&families[f], none, 0);
             check_recompute(&families[f], none, 0.2f);
             check_recompute(&families[f], lora_of(&families[f].config, 0, 0.3f), 0.2f);
+            check_recompute(&families[f], lora_of(&families[f].config, f % 3, 0), 0);
         }
     }
 }
@@ -231,6 +241,13 @@ static void test_recompute_plan(void) {
         EXPECT_OK(gpt_plan_memory(c, &options, &plan));
         EXPECT(plan.activation_bytes < before);
         before = plan.activation_bytes;
+        options.recompute_layers = c->n_layer - 1; /* the last one keeps all */
+        EXPECT_OK(gpt_plan_memory(c, &options, &plan));
+        EXPECT(options.recompute ? plan.activation_bytes > before
+                                 : plan.activation_bytes == before);
+        options.recompute_layers = c->n_layer + 1;
+        EXPECT(gpt_plan_memory(c, &options, &plan) == GPT_ERR_ARGUMENT);
+        options.recompute_layers = 0;
     }
 }
 
@@ -256,14 +273,14 @@ static int write_floats(gpt_model *m, int i, int tensor, float *x, int64_t n) {
 }
 
 /* A step with packed weights is that of a bf16 model which has their numbers, bit for bit. */
-static void test_packed(void) {
+static void check_packed(float dropout) {
     const gpt_config *c = &packed_config;
     EACH_PLACE {
         if (place.options.dtype != GPT_DTYPE_BF16) continue;
-        test_case("packed");
+        test_case("packed, dropout %g", dropout);
         gpt_options here = place.options;
         gpt_block_rows rows[MAX_PARAMS];
-        gpt_lora lora = lora_of(c, 0, 0.2f);
+        gpt_lora lora = lora_of(c, 0, dropout);
         place.options.dtype = GPT_DTYPE_PACKED;
         int n_rows = place.options.n_block_rows = block_rows(c, rows);
         place.options.block_rows = rows;
@@ -295,6 +312,11 @@ static void test_packed(void) {
         gpt_model_free(packed);
         gpt_model_free(plain);
     }
+}
+
+static void test_packed(void) {
+    check_packed(0);
+    check_packed(0.2f);
 }
 
 /* Weights of 8 and 4 bits: gradients near those of the float32 model, as near as the weights are. */

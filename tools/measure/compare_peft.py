@@ -48,6 +48,7 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
         max_batch=options.batch,
         max_seq=options.seq_len,
         recompute=options.recompute,
+        recompute_layers=options.recompute_layers,
         lora=lora,
     )
     tokens = batch(options)
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bf16", help="of gptc")
     parser.add_argument("--recompute", default="none", help="of gptc")
+    parser.add_argument("--recompute-layers", type=int, default=0, help="of gptc")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     options = parser.parse_args()
 

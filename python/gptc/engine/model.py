@@ -161,6 +161,7 @@ class Model(Uncopied):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         muon_rows: bool = False,
+        recompute_layers: int = 0,
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
@@ -173,6 +174,7 @@ class Model(Uncopied):
         options = Options(
             device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
             kv_dtype, optimizer, label_smoothing, z_loss, muon_rows=muon_rows,
+            recompute_layers=recompute_layers,
         )  # fmt: skip
         model = cls(config, options)
         if init:

@@ -78,7 +78,8 @@ class Options:
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
-    keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
+    keep less: norms, and the first feed-forward layer ("mlp") or each layer ("block"), of the
+    first `recompute_layers` layers; 0 = of all. `kv_dtype` is that of
     its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW; `muon_rows`
     scales the rows of its steps (NorMuon).
@@ -108,6 +109,7 @@ class Options:
     shard: int = 0
     muon_rows: bool = False
     wire: str = "fp32"
+    recompute_layers: int = 0
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -162,6 +164,7 @@ class Options:
             muon_rows=int(self.muon_rows),
             wire=WIRES.index(self.wire),
             recompute=RECOMPUTE.index(self.recompute),
+            recompute_layers=self.recompute_layers,
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )
         if self.lora:

@@ -113,6 +113,7 @@ def model_settings(
         blocks=blocks,
         lora=_lora(options, config),
         recompute=options.recompute,
+        recompute_layers=options.recompute_layers,
         optimizer=options.optimizer,
         muon_rows=options.muon_rows,
         label_smoothing=options.label_smoothing,

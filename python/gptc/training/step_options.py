@@ -176,8 +176,15 @@ class StepOptions:
     )
     recompute: str = option(
         "none",
-        "Activations to compute again in the backward pass, to save memory: of the first "
+        "Activations to compute again in the backward pass, to save memory: of norms and the first "
         "feed-forward layers, or of whole layers.",
         section=STEP,
         choices=RECOMPUTE,
+    )
+    recompute_layers: int = option(
+        0,
+        "Number of layers, the first ones, in which --recompute computes more than norms again; "
+        "0 = all.",
+        section=STEP,
+        least=0,
     )
