@@ -5,7 +5,7 @@
 
 #define OUTPUTS(name, ...)                                                                         \
     void outputs_of_##name(const struct name *op, output *out) {                                   \
-        const output list[MAX_OUTPUTS] = {__VA_ARGS__};                                            \
+        const output list[MAX_OUTPUTS] = {__VA_ARGS__, NONE};                                      \
         (void)op;                                                                                  \
         memcpy(out, list, sizeof list);                                                            \
     }

@@ -12,7 +12,7 @@ typedef struct output {
     int is_act; /* else float32 */
 } output;
 
-enum { MAX_OUTPUTS = 5 }; /* with the one behind the last */
+enum { MAX_OUTPUTS = 6 }; /* with the one behind the last */
 
 /* The outputs of a call. Those that follow from checked ones, such as updated weights, are left out. */
 #define FINITE_DECLARE(name) void outputs_of_##name(const struct name *op, output *out);

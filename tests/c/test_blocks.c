@@ -146,14 +146,16 @@ static gpt_segment device_blocks(const matrix *m) {
 }
 
 /* Numbers that rounding leaves as they are: multiples up to 127 of a power of two in each group, which
- * one reaches. */
+ * two reach: a number that is larger than all others would stay out. */
 static double *exact_numbers(int rows, int cols) {
     double *x = host_zeros((int64_t)rows * cols);
     for (int64_t i = 0; i < (int64_t)rows * cols; i++) {
         if (i % cols % 32) continue;
         double scale = ldexp(1.0, -random_below(3) - 5);
         for (int k = 0; k < 32; k++) x[i + k] = scale * (random_below(253) - 126);
-        x[i + random_below(32)] = -scale * 127;
+        int one = random_below(32);
+        x[i + one] = -scale * 127;
+        x[i + (one + 1) % 32] = scale * 127;
     }
     return x;
 }

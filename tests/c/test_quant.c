@@ -25,7 +25,7 @@ static int largest(void) {
 }
 
 /* Numbers that rounding to 8 bits leaves as they are: in each group of each row, multiples of a power of
- * two up to `most` of them, which one reaches. */
+ * two up to `most` of them, which two reach: a number that is larger than all others would stay out. */
 static double *exact_numbers(int rows, int cols, int most) {
     double *x = host_zeros((int64_t)rows * cols);
     for (int64_t i = 0; i < (int64_t)rows * cols; i++) {
@@ -33,7 +33,9 @@ static double *exact_numbers(int rows, int cols, int most) {
         int last = (int)(i % cols) + GROUP < cols ? GROUP : cols - (int)(i % cols);
         if (i % cols % GROUP) continue;
         for (int k = 0; k < last; k++) x[i + k] = scale * (random_below(2 * most - 1) - most + 1);
-        x[i + random_below(last)] = -scale * most;
+        int one = random_below(last);
+        x[i + one] = -scale * most;
+        x[i + (one + 1) % last] = scale * most;
     }
     return x;
 }

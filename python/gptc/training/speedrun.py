@@ -42,8 +42,8 @@ class Recipe:
 
 
 RECIPES = {
-    # The characters and the context of nanoGPT's recipe for CPUs; the smallest shape that was found to
-    # reach its loss.
+    # The characters and the context of nanoGPT's recipe for CPUs; the smallest shape that was
+    # found to reach its loss.
     "shakespeare-char": Recipe(
         {
             "data": "shakespeare",
