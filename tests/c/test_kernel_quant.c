@@ -207,9 +207,9 @@ static void check_apart(void) {
                  {AT, AT + 1, 50, -50, -1}, {AT, AT + 1, 50, -45, -1}, {AT, AT + 1, 50, 20, AT},
                  {AT, LAST, 50, 50, AT},    {AT, LAST, 50, 100, LAST}, {AT, 0, 1.2f, 1, -1},
                  {AT, 0, NAN, 1, -1},       {AT, 0, INFINITY, 1, -1},  {AT, LAST, 50, NAN, -1}};
-    rounded_rows *a = test_alloc(&test.host, sizeof *a);
     for (int i = 0; i < TEST_COUNT(cases); i++) {
         test_case("apart, case %d", i);
+        rounded_rows *a = test_alloc(&test.host, sizeof *a);
         bf16 x[K];
         for (int k = 0; k < K; k++) x[k] = bf16_round(k % 2 ? 1.0f : -1.0f);
         x[cases[i].other] = bf16_round(cases[i].y), x[cases[i].at] = bf16_round(cases[i].x);
