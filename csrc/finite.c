@@ -54,8 +54,16 @@ OUTPUTS(lora_backward, FLOATS(da, (int64_t)op->n_parts * op->R * op->IC), FLOATS
 OUTPUTS(dora_inputs, ACTS(out, op->n))
 OUTPUTS(dora_gain, FLOATS(gain, ROWS), FLOATS(per_norm, ROWS))
 OUTPUTS(dora_backward, FLOATS(dm, ROWS), ACTS(dv, N * op->OC))
-OUTPUTS(linear_forward, ACTS(pre, N *GATED(OC)), ACTS(out, N * op->OC))
+/* And those of an adapter in the same products. */
+#define LORA_FLOATS(field, count)                                                                  \
+    {.name = "lora " #field,                                                                       \
+     .data = op->lora ? op->lora->field : NULL,                                                    \
+     .n = op->lora ? (int64_t)(count) : 0}
+OUTPUTS(linear_forward, LORA_FLOATS(u, N * op->lora->n_parts * op->lora->R),
+        ACTS(pre, N *GATED(OC)), ACTS(out, N * op->OC))
 OUTPUTS(linear_backward, FLOATS(dw, (int64_t)op->OC * op->IC), FLOATS(db, op->OC),
+        LORA_FLOATS(da, (int64_t)op->lora->n_parts * op->lora->R * op->IC),
+        LORA_FLOATS(db, rows_of(op->lora->parts, op->lora->n_parts) * op->lora->R),
         ACTS(din, N *GATED(IC)))
 OUTPUTS(route_forward, FLOATS(probs, N * op->E), FLOATS(gates, N * op->K))
 OUTPUTS(route_backward, FLOATS(dw, (int64_t)op->E * op->C), ACTS(din, N * op->C))

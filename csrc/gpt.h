@@ -805,11 +805,11 @@ int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
 /* The next gpt_model_backward is the last one of this rank before gpt_model_all_reduce, which has to follow. A
  * thread then adds the gradients of layers while those below are computed; until gpt_model_all_reduce has
  * returned, no other call may use comm. The sums have the same bits without this call. On a GPU it changes
- * nothing. */
+ * nothing; with n_shards and Muon the thread begins after all layers. */
 int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. Where NCCL adds, the order of additions is its own. After an error the gradients are gone. A model with n_shards gets the sums
- * of its part, and the norm of all. */
+ * that had no backward adds zero. Where NCCL adds, the order of additions is its own. After an error the
+ * gradients are gone. A model with n_shards gets the sums of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 /* The i-th sum of the last gpt_model_all_reduce that gpt_model_begin_all_reduce came before. GPT_ERR_ARGUMENT
  * past the last one, without a sentence. */

@@ -260,13 +260,11 @@ static int32_t keep_first(int32_t *c, int32_t n, const uint32_t *key, int32_t mo
 static void typicality(const weighing *w, const int32_t *c, int32_t n) {
     uint64_t total = sum_of(c, n, w->p), sum = 0;
     for (int32_t i = 0; i < n; i++)
-        if (w->p[c[i]] > 0)
-            sum += (uint64_t)w->p[c[i]] *
-                   (halvings(w->z[c[i]], w->best, w->steepness) >> TYPICAL_SHIFT);
+        sum +=
+            (uint64_t)w->p[c[i]] * (halvings(w->z[c[i]], w->best, w->steepness) >> TYPICAL_SHIFT);
     uint32_t mean = (uint32_t)(sum / total);
     for (int32_t i = 0; i < n; i++)
-        w->key[c[i]] =
-            w->p[c[i]] == 0 ? 0 : typical_key(halvings(w->z[c[i]], w->best, w->steepness), mean);
+        w->key[c[i]] = typical_key(halvings(w->z[c[i]], w->best, w->steepness), mean);
 }
 
 static int32_t at_least(int32_t *c, int32_t n, const uint32_t *p, uint32_t least) {

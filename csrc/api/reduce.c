@@ -54,7 +54,8 @@ static int queue_is_busy(void *model) {
 static int reduce_on_gpus(gpt_model *m, gpt_comm *comm) {
     device_queue queue = {m->ops->stream(m->ctx), queue_is_busy, m};
     TRY(reduce_on(m, comm, &m->state->report.loss, 1, (coding){0}));
-    return nccl_all_reduce(comm, m->grads, m->layout.n_grads, queue);
+    TRY(nccl_all_reduce(comm, m->grads, m->layout.n_grads, queue));
+    return m->ops->sync(m->ctx); /* a device that has failed is not busy either */
 }
 
 static coding coding_at(const gpt_model *m, int64_t first) {
@@ -193,6 +194,8 @@ static int check_sums(gpt_model *m, gpt_comm *comm) {
 /* Gradients and losses. */
 static int reduce(gpt_model *m, gpt_comm *comm) {
     if (m->ops->stream && nccl_is_there(comm)) return reduce_on_gpus(m, comm);
+    if (nccl_has_failed(comm))
+        return fail(GPT_ERR_COMM, "an earlier sum of the GPUs failed: end all ranks");
     TRY(is_sharded(&m->layout) ? reduce_part(m, comm) : reduce_whole(m, comm));
     return reduce_on(m, comm, &m->state->report.loss, 1, (coding){0});
 }

@@ -21,6 +21,7 @@ typedef struct unique_id {
 struct nccl {
     void *library;
     void *ranks; /* ncclComm_t; NULL: not joined, or a sum has failed */
+    bool failed; /* a sum, since they joined */
     int (*GetUniqueId)(unique_id *);
     int (*CommInitRank)(void **, int, unique_id, int);
     int (*AllReduce)(const void *, void *, size_t, int, int, void *, void *);
@@ -64,8 +65,10 @@ int nccl_open(gpt_comm *comm, const char *library) {
     int status = open_library(l, library);
     if (status == GPT_OK)
         comm->nccl = l;
-    else
+    else {
+        if (l->library) dlclose(l->library);
         free(l);
+    }
     return status;
 }
 
@@ -81,12 +84,17 @@ int nccl_join(gpt_comm *comm) {
     TRY(status);
     if (!memcmp(&id, &none, sizeof id)) return fail(GPT_ERR_COMM, "rank 0 has no id for NCCL");
     status = check(l, l->CommInitRank(&l->ranks, comm->size, id, comm->rank), "ncclCommInitRank");
+    l->failed = false;
     if (status != GPT_OK) l->ranks = NULL;
     return status;
 }
 
 bool nccl_is_there(const gpt_comm *comm) {
     return comm->nccl && comm->nccl->ranks;
+}
+
+bool nccl_has_failed(const gpt_comm *comm) {
+    return comm->nccl && comm->nccl->failed;
 }
 
 static double seconds(void) {
@@ -120,6 +128,7 @@ int nccl_all_reduce(gpt_comm *comm, float *x, int64_t n, device_queue queue) {
     if (status == GPT_OK) return GPT_OK;
     l->CommAbort(l->ranks); /* lets the kernel end that waits for others */
     l->ranks = NULL;
+    l->failed = true;
     return status;
 }
 

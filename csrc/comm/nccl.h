@@ -17,6 +17,8 @@ int nccl_open(gpt_comm *comm, const char *library);
 int nccl_join(gpt_comm *comm);
 /* Whether ranks have joined. */
 bool nccl_is_there(const gpt_comm *comm);
+/* Whether a sum has failed since: then this rank cannot know where others are. */
+bool nccl_has_failed(const gpt_comm *comm);
 /* x (n) of the device becomes the sum over ranks. The order of additions is the library's: fixed for the same
  * GPUs and links. Waits for it; GPT_ERR_COMM where other GPUs do not answer within comm->timeout_s. */
 int nccl_all_reduce(gpt_comm *comm, float *x, int64_t n, device_queue queue);

@@ -111,10 +111,16 @@ static size_t products_room(int N, int widest) {
 }
 
 /* The product, with the adapter where there is one. */
+/* Of a layer or of its adapter, whose rank may be more. */
+static int widest_of(int layer, int n_parts, int rank) {
+    return cpu_max(layer, n_parts * rank);
+}
+
 static void forward_product(gpt_ctx *ctx, const linear_forward *op, product *p) {
     product_more more;
     if (op->lora) {
-        size_t room = products_room(op->N, cpu_max(op->IC, p->ldo));
+        size_t room = products_room(
+            op->N, widest_of(cpu_max(op->IC, p->ldo), op->lora->n_parts, op->lora->R));
         more = cpu_adapter_forward(ctx, op->lora, (char *)ctx->workspace + room);
         p->more = &more;
     }
@@ -126,7 +132,8 @@ static void backward_product(gpt_ctx *ctx, const linear_backward *op, product *p
         cpu_product(ctx, p);
         return;
     }
-    void *memory = (char *)ctx->workspace + products_room(op->N, cpu_max(op->OC, p->ldo));
+    int widest = widest_of(cpu_max(op->OC, p->ldo), op->lora->n_parts, op->lora->R);
+    void *memory = (char *)ctx->workspace + products_room(op->N, widest);
     product_more more = cpu_adapter_backward(ctx, op->lora, memory);
     p->more = &more;
     cpu_product(ctx, p);
@@ -212,7 +219,8 @@ CPU_WORKSPACE(linear_workspace) {
 #ifdef CPU_BF16
     if (shape->training && shape->lora_rank) {
         size_t adapters = cpu_adapter_bytes(shape->N, shape->lora_rank, widest);
-        most = products_room(shape->N, widest) + adapters;
+        most = products_room(shape->N, widest_of(widest, GPT_MAX_STACKED, shape->lora_rank)) +
+               adapters;
     }
 #endif
     return twice > most ? twice : most;

@@ -132,6 +132,9 @@ static void test_layers(void) {
     const sizes more[] = {{201, 96, 150, 16, 3, {{0, 90}, {90, 30}, {120, 30}}},
                           {130, 40, 72, 3, 2, {{0, 72}, {72, 72}}},
                           {9, 33, 40, 8, 1, {{40, 40}}}};
+    /* More ranks than columns. */
+    const sizes large_rank[] = {{70, 20, 24, 80, 1, {{0, 24}}},
+                                {70, 40, 48, 40, 3, {{0, 24}, {24, 12}, {36, 12}}}};
     for (int i = 0; i < TEST_COUNT(cases); i++) {
         check_joined_forward(&cases[i], i % 2 ? GPT_ACT_GELU : GPT_ACT_NONE);
         check_joined_backward(&cases[i], i % 2 ? GPT_ACT_NONE : GPT_ACT_SWIGLU);
@@ -139,6 +142,10 @@ static void test_layers(void) {
     for (int i = 0; i < TEST_COUNT(more); i++)
         check_joined_forward(&more[i], i ? GPT_ACT_SWIGLU : GPT_ACT_NONE);
     check_joined_backward(&more[0], GPT_ACT_GELU);
+    for (int i = 0; i < TEST_COUNT(large_rank); i++) {
+        check_joined_forward(&large_rank[i], GPT_ACT_NONE);
+        check_joined_backward(&large_rank[i], GPT_ACT_NONE);
+    }
 }
 
 TEST_OPS_MAIN({"joined", test_layers})

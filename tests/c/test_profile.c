@@ -1,6 +1,6 @@
 /* Measuring: a profiled model computes the same bits, and says where the time went. */
 #define _POSIX_C_SOURCE 200809L
-#include "models.h"
+#include "adapters.h"
 
 static void step(gpt_model *model, const int32_t *tokens, const int32_t *targets, float *loss) {
     gpt_adamw adamw = {1e-2f, 0.9f, 0.99f, 1e-8f, 0.1f, 1.0f};
@@ -36,6 +36,34 @@ static void test_checked(void) {
             EXPECT_OK(gpt_model_not_finite(model, &bad));
             EXPECT(strcmp(bad.op, "linear_forward") == 0 && strcmp(bad.tensor, "out") == 0);
             EXPECT(bad.layer == last && bad.index == 0 && isnan(bad.value));
+            gpt_model_free(model);
+        }
+    }
+}
+
+/* So is an adapter's, whether it has ops of its own or is in the products of its layer. */
+static void test_checked_adapters(void) {
+    EACH_PLACE {
+        const gpt_config *c = &families[0].config;
+        for (int joins = 0; joins < 2; joins++) {
+            /* Dropout keeps an adapter out of the products; as little as this drops nothing. */
+            gpt_lora lora = {.rank = 3, .targets = GPT_LORA_MLP_PROJ, .scale = 1};
+            lora.dropout = joins ? 0 : 1e-12f;
+            test_case("joins: %d", joins);
+            int32_t *tokens = random_ints(N, c->vocab_size);
+            gpt_model *model = adapted_model(c, lora, 1, GPT_RECOMPUTE_NONE, 0);
+            EXPECT_OK(gpt_model_init(model, 5));
+            EXPECT_OK(gpt_model_init_lora(model, 6));
+            adapters set = random_adapters(c, &lora);
+            for (int64_t i = 0; i < set.info[0].size; i++) set.x[0][i] = 30000;
+            EXPECT_OK(
+                gpt_model_write(model, set.first, GPT_TENSOR_VALUE, set.x[0], set.info[0].size));
+            EXPECT_OK(gpt_model_profile(model, GPT_PROFILE_CHECKED));
+            gpt_not_finite bad;
+            EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1e36f, NULL));
+            EXPECT_OK(gpt_model_not_finite(model, &bad));
+            EXPECT(strcmp(bad.tensor, "db") == 0 || strcmp(bad.tensor, "lora db") == 0);
+            EXPECT(bad.layer == 0 && strstr(bad.op, "_backward"));
             gpt_model_free(model);
         }
     }
@@ -109,4 +137,5 @@ static void test_peak(void) {
     }
 }
 
-TEST_API_MAIN({"profile", test_profile}, {"checked", test_checked}, {"peak", test_peak})
+TEST_API_MAIN({"profile", test_profile}, {"checked", test_checked},
+              {"checked adapters", test_checked_adapters}, {"peak", test_peak})

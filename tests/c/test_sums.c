@@ -238,7 +238,8 @@ static void test_ends(void) {
     EXPECT_OK(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &other));
     test_case("an interrupted pass");
     one->bucket = 100;
-    n_questions = 0, last_question = 2 * c->n_layer;
+    n_questions = 0;
+    last_question = 2 * c->n_layer;
     EXPECT_OK(gpt_model_begin_all_reduce(m, one));
     gpt_set_interrupt(ends_there, 0);
     EXPECT(gpt_model_backward(m, tokens, tokens, 1, T, 1, NULL) == GPT_ERR_INTERRUPTED);
