@@ -51,6 +51,8 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
         recompute_layers=options.recompute_layers,
         lora=lora,
     )
+    if lora:
+        model.init_adapters(1)  # zeros would learn nothing
     tokens = batch(options)
     return lambda: model.train_step(tokens[:, :-1], tokens[:, 1:], lr=2e-4, weight_decay=0.0).loss
 
@@ -126,6 +128,8 @@ def main() -> None:
             answer = pipe.recv()
             if i:
                 found[side].append(answer)
+    for pipe in pipes:
+        pipe.send(False)
     n_tokens = options.batch * options.seq_len
     medians = [[statistics.median(column) for column in zip(*rows, strict=True)] for rows in found]
     for name, (loss, seconds, cpu, memory) in zip(("gptc", "peft"), medians, strict=True):
