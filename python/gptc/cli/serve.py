@@ -16,7 +16,7 @@ import click
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError
-from gptc.files.words import pip_install
+from gptc.files.words import amount, pip_install
 from gptc.serve.options import ServeOptions
 from gptc.settings import declared, read_toml
 
@@ -92,7 +92,7 @@ def serve_command(
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.checkpoint.merged import AdapterSet, parse_adapters
     from gptc.checkpoint.names import model_name
-    from gptc.serve.server import Server, check_security, make_service
+    from gptc.serve.server import Server, cache_bytes, check_security, make_service
 
     check_security(options)  # before the weights are read
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -127,8 +127,10 @@ def serve_command(
             adapters=read,
         )
         scheduler = service.scheduler
+        size = amount(cache_bytes(gpt, options, guesses, scheduler.n_ctx))
         click.echo(
-            f"{service.name}: {scheduler.n_seq} sequences of {scheduler.n_ctx:,} tokens", err=True
+            f"{service.name}: {scheduler.n_seq} sequences of {scheduler.n_ctx:,} tokens, {size}",
+            err=True,
         )
         if checks:
             _answer_once(service)

@@ -96,13 +96,13 @@ def choose_context(model: Model, options: ServeOptions, draft: DraftPlan | None 
     while (
         free is not None
         and n_ctx > _LEAST_CTX
-        and _cache_bytes(model, options, draft, n_ctx) > free / 2
+        and cache_bytes(model, options, draft, n_ctx) > free / 2
     ):
         n_ctx //= 2
     return n_ctx
 
 
-def _cache_bytes(model: Model, options: ServeOptions, draft: DraftPlan | None, n_ctx: int) -> int:
+def cache_bytes(model: Model, options: ServeOptions, draft: DraftPlan | None, n_ctx: int) -> int:
     """Number of bytes of all sequences of the model and its draft."""
     from gptc.engine.session import session_bytes
 
@@ -136,7 +136,7 @@ def make_service(
             most_waiting=options.max_waiting, draft=guesses, on_step=metrics.step,
         )  # fmt: skip
     except GptcError as error:
-        size = amount(_cache_bytes(model, options, draft, n_ctx))
+        size = amount(cache_bytes(model, options, draft, n_ctx))
         raise GptcError(
             f"{options.parallel} sequences of {n_ctx:,} tokens need {size}: give less with "
             f"--parallel or --context ({error})"
