@@ -41,7 +41,7 @@ static void test_checked(void) {
     }
 }
 
-/* So is an adapter's, whether it has ops of its own or is in the products of its layer. */
+/* So is an adapter's, whether it has two ops or is in the products of its layer. */
 static void test_checked_adapters(void) {
     EACH_PLACE {
         const gpt_config *c = &families[0].config;
