@@ -59,12 +59,13 @@ def open_loader(options: TrainOptions, dataset: Dataset) -> Loader:
 def settle_packing(options: TrainOptions, dataset: Dataset, resumed: bool) -> TrainOptions:
     """Gives the options the packing that suits the data, and the data theirs.
 
-    UsageError for one of the other sort of data. Older runs have recorded one for any.
+    UsageError for one of the other sort of data. Older runs have recorded one for any, and for
+    texts that nothing was given for, pad.
     """
     kinds = PACKING if dataset.is_chats else TEXT_PACKING
     packing = options.packing
     if packing not in kinds:
-        if packing != "auto" and not resumed:
+        if packing not in ("auto", "pad") and not resumed:
             sort, other = ("conversations", "texts")[:: 1 if dataset.is_chats else -1]
             raise UsageError(
                 f"--packing {packing} is for {other}, and {options.named_data} has {sort}: use "

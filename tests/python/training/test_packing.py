@@ -7,6 +7,7 @@ interrupt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,8 @@ from gptc.data.loader import Loader
 from gptc.data.mixture import MixedLoader, Mixture
 from gptc.data.weights import Weighted
 from gptc.errors import UsageError
+from gptc.settings import read_toml
+from gptc.training.options import TrainOptions
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
@@ -38,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(options: Options, folder: Path) -> Options:
     """Options of a run that keeps documents apart."""
     return options | {"data": str(folder), "packing": "documents", "seq_len": 48, "dtype": "fp32"}
+
+
+def recorded_packing(run: Path) -> Any:
+    return read_toml(TrainOptions, run / "config.toml")["packing"]
 
 
 def apart(folder: Path) -> Dataset:
@@ -135,6 +142,17 @@ def test_an_evaluation_reads_as_training_did(documents: Options, gptc: Callable[
     cached = gptc(*command, "--kv-dtype", "int8")
     assert cached.code == 2
     assert "decodes a window as one text: use --packing stream" in cached.err
+
+
+def test_an_older_run_of_texts_has_recorded_the_packing_of_conversations(
+    options: Options, tmp_path: Path, gptc: Callable[..., Any]
+) -> None:
+    old = tmp_path / "old.toml"
+    values = {**options, "packing": "pad"}
+    old.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    ran = gptc("train", "--config", old)
+    assert ran.code == 0, ran.err
+    assert recorded_packing(Path(options["out"])) == "stream"
 
 
 def test_a_packing_that_does_not_suit_the_data(
