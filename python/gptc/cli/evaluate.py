@@ -137,7 +137,7 @@ def eval_command(
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.engine.world import join
-    from gptc.eval.loss import check_windows, evaluate
+    from gptc.eval.loss import check_cache, check_windows, evaluate
 
     world = join()
     if tasks and world.size > 1:
@@ -182,6 +182,8 @@ def eval_command(
             raise UsageError(f"--packing {packing} is for texts, and {name} has conversations")
         if not dataset.is_chats and (packing or _trained_packing(checkpoint)) == "documents":
             dataset.keep_apart()
+        if kv_dtype != "auto":
+            check_cache(dataset, kv_dtype)
         return dataset, name
 
     def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:

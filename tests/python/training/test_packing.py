@@ -131,7 +131,9 @@ def test_a_mixture_draws_the_positions_of_its_parts(folder: Path) -> None:
     np.testing.assert_array_equal(batch.positions, expected)
 
 
-def test_an_evaluation_reads_as_training_did(documents: Options, gptc: Callable[..., Any]) -> None:
+def test_an_evaluation_reads_as_training_did(
+    documents: Options, gptc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = train({**documents, "eval_batches": 0})
     command = ("eval", "-m", documents["out"], "--seq-len", 48, "--device", "cpu", "--threads", 2)
     assert f"loss {summary.val_loss:.4f}" in gptc(*command).out
@@ -139,9 +141,10 @@ def test_an_evaluation_reads_as_training_did(documents: Options, gptc: Callable[
     stream = gptc(*command, "--packing", "stream")
     assert stream.code == 0
     assert f"loss {summary.val_loss:.4f}" not in stream.out
+    monkeypatch.setattr("gptc.checkpoint.facade.load_model", lambda *_, **__: 1 / 0)
     cached = gptc(*command, "--kv-dtype", "int8")
     assert cached.code == 2
-    assert "decodes a window as one text: use --packing stream" in cached.err
+    assert "--kv-dtype int8 decodes a window as one text: use --packing stream" in cached.err
 
 
 def test_an_older_run_of_texts_has_recorded_the_packing_of_conversations(
