@@ -207,7 +207,8 @@ def eval_command(
                         world=world,
                         progress=_progress(quiet, gpt.dtype),
                     )
-                    rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
+                    first = rows[0]["bpb"] if rows else None
+                    rows.append(_row(gpt.dtype, cache, _packing(dataset), result, first))
         return checkpoint, dataset, name, rows
 
     with world.ending_together():
@@ -228,16 +229,27 @@ def eval_command(
             )
         )
         return
-    click.echo(f"{checkpoint.path} on {name} ({split}, {rows[0]['tokens']:,} tokens)")
+    contexts = "by document, " if _packing(dataset) == "documents" else ""
+    click.echo(f"{checkpoint.path} on {name} ({split}, {contexts}{rows[0]['tokens']:,} tokens)")
     _print_rows(rows)
     _print_ngrams(counted)
 
 
-def _row(dtype: str, cache: str | None, result: Evaluation, first: float | None) -> dict[str, Any]:
+def _packing(dataset: Dataset) -> str | None:
+    """The --packing that a dataset is measured with; None = it has conversations."""
+    if dataset.is_chats:
+        return None
+    return "stream" if dataset.document_end is None else "documents"
+
+
+def _row(
+    dtype: str, cache: str | None, packing: str | None, result: Evaluation, first: float | None
+) -> dict[str, Any]:
     """A row of the answer; `first` is the bits per byte of the first one, None = this is it."""
     return {
         "dtype": dtype,
         **({"kv_dtype": cache} if cache else {}),
+        **({"packing": packing} if packing else {}),
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bpb": result.bpb,

@@ -136,11 +136,17 @@ def test_an_evaluation_reads_as_training_did(
 ) -> None:
     summary = train({**documents, "eval_batches": 0})
     command = ("eval", "-m", documents["out"], "--seq-len", 48, "--device", "cpu", "--threads", 2)
-    assert f"loss {summary.val_loss:.4f}" in gptc(*command).out
+    own = gptc(*command).out
+    assert f"loss {summary.val_loss:.4f}" in own
+    assert "(val, by document, " in own
     assert f"loss {summary.val_loss:.4f}" in gptc(*command, "--packing", "documents").out
     stream = gptc(*command, "--packing", "stream")
     assert stream.code == 0
     assert f"loss {summary.val_loss:.4f}" not in stream.out
+    assert "by document" not in stream.out
+    for given, packing in ((), "documents"), (("--packing", "stream"), "stream"):
+        results = json.loads(gptc(*command, *given, "--batches", 1, "--json").out)["results"]
+        assert [row["packing"] for row in results] == [packing]
     monkeypatch.setattr("gptc.checkpoint.facade.load_model", lambda *_, **__: 1 / 0)
     cached = gptc(*command, "--kv-dtype", "int8")
     assert cached.code == 2
