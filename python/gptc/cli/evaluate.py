@@ -134,6 +134,7 @@ def eval_command(
         refuse_others(context, {"model", "data", "split", "as_json"})
         evaluate_counted(Path(model), data, split, as_json)
         return
+    from gptc.checkpoint.compatible import trained_packing
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.engine.world import join
@@ -180,7 +181,7 @@ def eval_command(
         check_windows(dataset, split, seq_len or context, name)
         if dataset.is_chats and packing:
             raise UsageError(f"--packing {packing} is for texts, and {name} has conversations")
-        if not dataset.is_chats and (packing or _trained_packing(checkpoint)) == "documents":
+        if not dataset.is_chats and (packing or trained_packing(checkpoint)) == "documents":
             dataset.keep_apart()
         if kv_dtype != "auto":
             check_cache(dataset, kv_dtype)
@@ -326,15 +327,6 @@ def _trained_data(checkpoint: ModelFile) -> list[str] | None:
     if data is None or isinstance(data, str):
         return None if data is None else [data]
     return [text.rpartition(":")[0] for text in data]
-
-
-def _trained_packing(checkpoint: ModelFile) -> str | None:
-    """The --packing of the checkpoint's run; None = not known."""
-    from gptc.checkpoint.reader import Checkpoint
-
-    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
-    packing = (trainer or {}).get("options", {}).get("packing")
-    return None if packing is None else str(packing)
 
 
 def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:

@@ -153,6 +153,23 @@ def test_an_evaluation_reads_as_training_did(
     assert "--kv-dtype int8 decodes a window as one text: use --packing stream" in cached.err
 
 
+def test_fine_tuning_keeps_documents_apart_as_its_model_did(
+    documents: Options, tmp_path: Path
+) -> None:
+    train(documents)
+    shape = {"preset", "n_layer", "n_head", "n_embd", "n_ff", "packing"}
+    tuned = {k: v for k, v in documents.items() if k not in shape} | {"steps": 1}
+    chats = str(write_rows(tmp_path / "chats.jsonl", rows(20)))
+    for changes, found in (
+        ({}, "documents"),
+        ({"packing": "stream"}, "stream"),
+        ({"data": chats, "train_on": "all"}, "pad"),
+    ):
+        out = tmp_path / found
+        train({**tuned, "init_from": documents["out"], **changes, "out": str(out)})
+        assert recorded_packing(out) == found
+
+
 def test_an_older_run_of_texts_has_recorded_the_packing_of_conversations(
     options: Options, tmp_path: Path, gptc: Callable[..., Any]
 ) -> None:
