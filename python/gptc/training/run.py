@@ -296,7 +296,7 @@ class Run:
             record["elapsed_s"] = round(state.elapsed_s, 3)
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
-            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, trainer.n_steps)
+            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, step_s)
             if setup.in_step:
                 settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])
