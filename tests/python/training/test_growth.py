@@ -7,6 +7,8 @@ never, sizes that depend on an interrupt, ranks that share a small step wrongly.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +177,20 @@ def test_the_clock_times_small_steps_apart(small_s: float, at_first: float) -> N
     assert spent == pytest.approx(600, abs=1.6)
     assert found[0] == pytest.approx(len(found), rel=at_first)
     assert found[100:] == pytest.approx([len(found)] * (len(found) - 100), abs=1)
+
+
+def test_warm_ups_longer_than_the_time_are_noted(
+    growing: Options, gptc: Callable[..., Any]
+) -> None:
+    given = {**growing, "minutes": 0.01, "batch_size_warmup": 10**7, "eval_every": 10**6}
+    del given["steps"]
+    arguments = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", v)]
+    ran = gptc("train", *arguments)
+    assert ran.code == 0, ran.err
+    noted = "note: --batch-size-warmup 10000000 is longer than the run, which is estimated "
+    assert re.search(noted + r"to have [\d,]+ steps?: ", ran.err)
+    assert "note: the run ended within --batch-size-warmup 10000000" in ran.err
+    assert "--seq-len-warmup 3 is" not in ran.err
 
 
 @pytest.mark.parametrize(
