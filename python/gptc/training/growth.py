@@ -107,8 +107,9 @@ def pieces(rows: Rows, cuts: int, dataset: Dataset) -> Iterator[Rows]:
 
 def check_growth(options: TrainOptions, dataset: Dataset, steps: int | None) -> None:
     """UsageError for warm-ups that this run cannot have; its `steps`, None = not known yet."""
-    for given in () if steps is None else longer(options, steps):
-        raise UsageError(f"{given} is longer than the run, which has {plural(steps, 'step')}")
+    if steps is not None:
+        for given in longer(options, steps):
+            raise UsageError(f"{given} is longer than the run, which has {plural(steps, 'step')}")
     if options.batch_size_warmup and options.batch_size * options.grad_accum == 1:
         raise UsageError(
             f"--batch-size-warmup {options.batch_size_warmup} has nothing to grow to: a step has "
