@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptc.checkpoint.find import tokenizer_name
+from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer, UsageError
@@ -25,6 +26,13 @@ def own_tokenizer(known: ModelFile) -> Tokenizer | None:
         return known.tokenizer()
     except (NoTokenizer, UnknownTokenizer):
         return None
+
+
+def trained_packing(known: ModelFile) -> str | None:
+    """The --packing of a checkpoint's run; None = not known."""
+    trainer = known.trainer() if isinstance(known, Checkpoint) else None
+    packing = (trainer or {}).get("options", {}).get("packing")
+    return None if packing is None else str(packing)
 
 
 def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:

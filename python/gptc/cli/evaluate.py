@@ -134,10 +134,11 @@ def eval_command(
         refuse_others(context, {"model", "data", "split", "as_json"})
         evaluate_counted(Path(model), data, split, as_json)
         return
+    from gptc.checkpoint.compatible import trained_packing
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.engine.world import join
-    from gptc.eval.loss import check_windows, evaluate
+    from gptc.eval.loss import check_cache, check_windows, evaluate
 
     world = join()
     if tasks and world.size > 1:
@@ -180,8 +181,10 @@ def eval_command(
         check_windows(dataset, split, seq_len or context, name)
         if dataset.is_chats and packing:
             raise UsageError(f"--packing {packing} is for texts, and {name} has conversations")
-        if not dataset.is_chats and (packing or _trained_packing(checkpoint)) == "documents":
+        if not dataset.is_chats and (packing or trained_packing(checkpoint)) == "documents":
             dataset.keep_apart()
+        if kv_dtype != "auto":
+            check_cache(dataset, kv_dtype)
         return dataset, name
 
     def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
@@ -205,7 +208,8 @@ def eval_command(
                         world=world,
                         progress=_progress(quiet, gpt.dtype),
                     )
-                    rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
+                    first = rows[0]["bpb"] if rows else None
+                    rows.append(_row(gpt.dtype, cache, _packing(dataset), result, first))
         return checkpoint, dataset, name, rows
 
     with world.ending_together():
@@ -226,16 +230,27 @@ def eval_command(
             )
         )
         return
-    click.echo(f"{checkpoint.path} on {name} ({split}, {rows[0]['tokens']:,} tokens)")
+    contexts = "by document, " if _packing(dataset) == "documents" else ""
+    click.echo(f"{checkpoint.path} on {name} ({split}, {contexts}{rows[0]['tokens']:,} tokens)")
     _print_rows(rows)
     _print_ngrams(counted)
 
 
-def _row(dtype: str, cache: str | None, result: Evaluation, first: float | None) -> dict[str, Any]:
+def _packing(dataset: Dataset) -> str | None:
+    """The --packing that a dataset is measured with; None = it has conversations."""
+    if dataset.is_chats:
+        return None
+    return "stream" if dataset.document_end is None else "documents"
+
+
+def _row(
+    dtype: str, cache: str | None, packing: str | None, result: Evaluation, first: float | None
+) -> dict[str, Any]:
     """A row of the answer; `first` is the bits per byte of the first one, None = this is it."""
     return {
         "dtype": dtype,
         **({"kv_dtype": cache} if cache else {}),
+        **({"packing": packing} if packing else {}),
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bpb": result.bpb,
@@ -312,15 +327,6 @@ def _trained_data(checkpoint: ModelFile) -> list[str] | None:
     if data is None or isinstance(data, str):
         return None if data is None else [data]
     return [text.rpartition(":")[0] for text in data]
-
-
-def _trained_packing(checkpoint: ModelFile) -> str | None:
-    """The --packing of the checkpoint's run; None = not known."""
-    from gptc.checkpoint.reader import Checkpoint
-
-    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
-    packing = (trainer or {}).get("options", {}).get("packing")
-    return None if packing is None else str(packing)
 
 
 def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:

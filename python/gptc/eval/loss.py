@@ -68,10 +68,7 @@ def evaluate(
             x, y, dataset.positions(x)
         )
         if kv_dtype is not None:
-            if dataset.document_end is not None:
-                raise UsageError(
-                    f"--kv-dtype {kv_dtype} decodes a window as one text: use --packing stream"
-                )
+            check_cache(dataset, kv_dtype)
             session = stack.enter_context(model.session(1, seq_len, kv_dtype))
             measure = partial(cached_loss, session)
         batches = all_batches(dataset, split, batch_size, seq_len, n_batches)
@@ -88,6 +85,14 @@ def evaluate(
     for i in range(len(losses)):  # in the order of batches
         loss += every[i % size][i]
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
+
+
+def check_cache(dataset: Dataset, kv_dtype: str) -> None:
+    """UsageError for a KV cache and a dataset that keeps documents apart."""
+    if dataset.document_end is not None:
+        raise UsageError(
+            f"--kv-dtype {kv_dtype} decodes a window as one text: use --packing stream"
+        )
 
 
 def check_windows(dataset: Dataset, split: str, seq_len: int, name: str) -> None:

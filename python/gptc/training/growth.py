@@ -107,12 +107,9 @@ def pieces(rows: Rows, cuts: int, dataset: Dataset) -> Iterator[Rows]:
 
 def check_growth(options: TrainOptions, dataset: Dataset, steps: int | None) -> None:
     """UsageError for warm-ups that this run cannot have; its `steps`, None = not known yet."""
-    for name in ("batch_size_warmup", "seq_len_warmup"):
-        n = getattr(options, name)
-        if steps is not None and n > steps:
-            raise UsageError(
-                f"--{spelled(name)} {n} is longer than the run, which has {plural(steps, 'step')}"
-            )
+    if steps is not None:
+        for given in longer(options, steps):
+            raise UsageError(f"{given} is longer than the run, which has {plural(steps, 'step')}")
     if options.batch_size_warmup and options.batch_size * options.grad_accum == 1:
         raise UsageError(
             f"--batch-size-warmup {options.batch_size_warmup} has nothing to grow to: a step has "
@@ -123,6 +120,13 @@ def check_growth(options: TrainOptions, dataset: Dataset, steps: int | None) -> 
             f"--seq-len-warmup {options.seq_len_warmup} cuts texts, and {options.named_data} has "
             "conversations: leave it out"
         )
+
+
+def longer(options: TrainOptions, steps: int) -> Iterator[str]:
+    """The warm-ups that do not end within so many steps, as they are given."""
+    for name in ("batch_size_warmup", "seq_len_warmup"):
+        if (n := getattr(options, name)) > steps:
+            yield f"--{spelled(name)} {n}"
 
 
 def described(options: TrainOptions) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import dataclass
 
 from gptc.checkpoint.facade import Model
 from gptc.data.loader import Loader
@@ -15,11 +16,27 @@ from gptc.training.schedule import constant_rate
 from gptc.training.state import State
 
 
+@dataclass
+class _Times:
+    """The seconds of some steps."""
+
+    n: int = 0
+    total_s: float = 0.0
+
+    def add(self, step_s: float) -> None:
+        self.n += 1
+        self.total_s += step_s
+
+    def mean_s(self, otherwise: float) -> float:
+        return self.total_s / self.n if self.n else otherwise
+
+
 class Horizon:
     """The number of steps of the whole run.
 
     With `minutes`, it follows the clock, so that the schedule ends when the time is up. A
-    checkpoint records the number at that time, and a resumed run keeps it.
+    checkpoint records the number at that time, and a resumed run keeps it. Steps that grow and
+    whole ones are timed apart: the time of a step is not in proportion to its tokens.
     """
 
     def __init__(
@@ -28,28 +45,37 @@ class Horizon:
         """`step_s` is the measured time of a step, needed with `minutes` only."""
         self.budget_s = None if options.minutes is None else options.minutes * 60
         self._spent_s = 0.0
-        self._growth = Growth(options)
+        self._grown = max(options.batch_size_warmup, options.seq_len_warmup)
+        self._growing, self._whole = _Times(), _Times()
         self.most = _most_steps(options, state, n_train_tokens)
         self.steps = self.most
         if self.budget_s is not None:
             assert step_s is not None
+            self._measured_s = step_s
             # A tenth of the time is left for updates, evaluations and saving.
             tokens = 0.9 * self.budget_s / step_s * options.step_tokens
-            n_steps = self._growth.steps_for(state.step, tokens)
+            n_steps = Growth(options).steps_for(state.step, tokens)
             self.steps = min(self.most, state.step + n_steps)
         _check_that_steps_remain(self.steps, options, state)
 
-    def follow_clock(self, step: int, spent_s: float, n_done: int) -> None:
-        """Updates the number of steps from the time left and the pace so far.
+    def follow_clock(self, step: int, spent_s: float, step_s: float) -> None:
+        """Updates the number of steps from the time left and the times of steps so far.
 
-        The pace includes evaluations and saving. The last step may end a little after the time.
+        `step_s` is that of the last step, `spent_s` that of this process since its first one, with
+        evaluations and saving. Until a whole step has been done, its time is the one measured
+        before. The last step may end a little after the time.
         """
         self._spent_s = spent_s
-        if self.budget_s is not None:
-            done = self._growth.tokens(step - n_done, step)
-            left = (self.budget_s - spent_s) * done / spent_s
-            n_left = self._growth.steps_for(step, left - self._growth.tokens(step, step + 1) / 2)
-            self.steps = min(self.most, step + n_left)
+        if self.budget_s is None:
+            return
+        (self._growing if step <= self._grown else self._whole).add(step_s)
+        trained_s = self._growing.total_s + self._whole.total_s
+        left_s = (self.budget_s - spent_s) * trained_s / spent_s  # for steps
+        whole_s = self._whole.mean_s(self._measured_s)
+        growing_s = (self._growing.mean_s(whole_s) + whole_s) / 2
+        n_growing = min(max(0, self._grown - step), left_s / growing_s)
+        n_left = n_growing + (left_s - n_growing * growing_s) / whole_s
+        self.steps = min(self.most, step + max(0, math.ceil(n_left - 0.5)))
 
     def left_s(self, step: int, step_s: float) -> float:
         """Seconds left: the rest of the time budget if that ends the run, else those of steps."""

@@ -24,6 +24,7 @@ from gptc.engine import library
 from gptc.engine.arrays import count_targets
 from gptc.engine.model import Share, StepResult
 from gptc.engine.optim import AdamW, Muon
+from gptc.engine.options import Options
 from gptc.engine.world import World
 from gptc.errors import EngineError, GptcError
 from gptc.files.words import plural, quoted
@@ -75,7 +76,7 @@ def check_sequences(options: TrainOptions, n_ranks: int) -> None:
 def check_options(options: TrainOptions, world: World) -> None:
     """GptcError for options with which the ranks of this job cannot train."""
     check_ranks(options, world.size)
-    if options.device == "cuda" and not options.sync_every:
+    if world.size > 1 and _on_gpu(options) and not options.sync_every:
         world.open_nccl()
 
 
@@ -86,7 +87,7 @@ def check_ranks(options: TrainOptions, n_ranks: int) -> None:
     if not options.tokens_per_step:  # else --grad-accum is not known yet
         check_sequences(options, n_ranks)
     for name, value in {"zero": str(options.zero or ""), "wire": options.wire}.items():
-        if options.device == "cuda" and value not in ("", "fp32"):
+        if value not in ("", "fp32") and _on_gpu(options):
             raise GptcError(
                 f"--{name} {value} is for ranks on CPUs: use --device cpu, or leave out --{name}"
             )
@@ -95,6 +96,13 @@ def check_ranks(options: TrainOptions, n_ranks: int) -> None:
             f"--dpo trains in one process, and {n_ranks} ranks are wanted: leave out mpirun or "
             "--ranks"
         )
+
+
+def _on_gpu(options: TrainOptions) -> bool:
+    """Whether a run is on a GPU; adapters are not, unless that is given."""
+    if options.device != "auto":
+        return options.device == "cuda"
+    return not options.lora_rank and Options().resolved().device == "cuda"
 
 
 def without_effect(options: TrainOptions, n_ranks: int) -> Iterator[str]:

@@ -120,6 +120,12 @@ def header(setup: Setup) -> Iterator[str]:
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
     yield from growth.described(options)
+    steps = setup.horizon.steps
+    for given in growth.longer(options, steps) if setup.horizon.budget_s else ():
+        yield (
+            f"note: {given} is longer than the run, which is estimated to have "
+            f"{plural(steps, 'step')}: none would be whole"
+        )
     yield f"  compute {_compute(setup, total)}"
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):

@@ -29,6 +29,7 @@ from gptc.engine.options import Options
 from gptc.engine.world import World, join
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import DAY_S, duration, plural, quoted
+from gptc.training import growth
 from gptc.training.folder import OthersFolder, RunFolder, choose_folder
 from gptc.training.options import TrainOptions
 from gptc.training.parallel import (
@@ -216,6 +217,8 @@ class Run:
         if horizon.ended_by_clock(state.step):
             assert horizon.budget_s is not None
             self.show.note(f"time is up after {duration(horizon.budget_s)}")
+            for given in growth.longer(self.setup.options, state.step):
+                self.show.note(f"note: the run ended within {given}")
         sample = None
         if state.step > first_step and signals.ending is None and not self.world.rank:
             self._take_best()
@@ -296,7 +299,7 @@ class Run:
             record["elapsed_s"] = round(state.elapsed_s, 3)
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
-            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, trainer.n_steps)
+            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, step_s)
             if setup.in_step:
                 settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])

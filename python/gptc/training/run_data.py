@@ -12,6 +12,7 @@ from gptc.checkpoint.compatible import (
     prepared_with,
     same_tokenizer,
     tokenizer_argument,
+    trained_packing,
 )
 from gptc.checkpoint.find import open_checkpoint, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
@@ -56,21 +57,27 @@ def open_loader(options: TrainOptions, dataset: Dataset) -> Loader:
     return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=packing)
 
 
-def settle_packing(options: TrainOptions, dataset: Dataset, resumed: bool) -> TrainOptions:
+def settle_packing(
+    options: TrainOptions, dataset: Dataset, initial: ModelFile | None, resumed: bool
+) -> TrainOptions:
     """Gives the options the packing that suits the data, and the data theirs.
 
-    UsageError for one of the other sort of data. Older runs have recorded one for any.
+    Documents stay apart, unless a packing is given, if the model to fine-tune was trained so.
+    UsageError for one of the other sort of data. Older runs have recorded one for any, and for
+    texts that nothing was given for, pad.
     """
     kinds = PACKING if dataset.is_chats else TEXT_PACKING
     packing = options.packing
     if packing not in kinds:
-        if packing != "auto" and not resumed:
+        if packing not in ("auto", "pad") and not resumed:
             sort, other = ("conversations", "texts")[:: 1 if dataset.is_chats else -1]
             raise UsageError(
                 f"--packing {packing} is for {other}, and {options.named_data} has {sort}: use "
                 f"{' or '.join(kinds)}"
             )
-        packing = kinds[0]
+        inherited = trained_packing(initial) if packing == "auto" and initial else None
+        apart = inherited == "documents" and not dataset.is_chats
+        packing = "documents" if apart else kinds[0]
     if packing == "documents":
         dataset.keep_apart()
     return replace(options, packing=packing)

@@ -201,7 +201,7 @@ def set_up(
     initial = initial_model(options, base)
     options, dataset = open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
-    options = settle_packing(options, dataset, resumed=base is not None)
+    options = settle_packing(options, dataset, initial, resumed=base is not None)
     config = shape_of(options, base or initial, dataset)
     options = fill_step(fit_context(options, config, show))
     loader = open_loader(options, dataset)

@@ -7,6 +7,8 @@ never, sizes that depend on an interrupt, ranks that share a small step wrongly.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -154,14 +156,41 @@ def test_limits_and_the_plan_count_growing_steps(growing: Options, tmp_path: Pat
     assert found.seconds == pytest.approx(whole_s + rest_s)
 
 
-def test_the_clock_counts_small_steps_as_small() -> None:
-    """A hundred steps of 1 to 8 sequences took 45 seconds, and whole ones take 0.8 each."""
+@pytest.mark.parametrize(
+    ("small_s", "at_first"),
+    [
+        (0.1, 0.15),  # the time of a sequence, so that small steps take less
+        (0.0, 0.01),  # steps of any size take the same
+        (-0.1, 0.3),  # short rows take longer than whole ones
+    ],
+)
+def test_the_clock_times_small_steps_apart(small_s: float, at_first: float) -> None:
+    """The number of steps is near the true one while no step has been a whole one."""
     options = TrainOptions(minutes=10.0, batch_size=8, grad_accum=1, batch_size_warmup=100)
-    growth = Growth(options)
-    spent = growth.tokens(0, 100) / options.step_tokens * 0.8
+    growth, spent, found = Growth(options), 0.0, []
     horizon = Horizon(options, State(), 10**9, step_s=0.8)
-    horizon.follow_clock(100, spent, 100)
-    assert horizon.steps == 100 + round((600 - 45) / 0.8)  # in 0.45 s a step it would be 1,333
+    while len(found) < horizon.steps:
+        step_s = 0.8 - small_s * (8 - growth.size(len(found)).sequences)
+        spent += 2 * step_s  # with evaluations
+        horizon.follow_clock(len(found) + 1, spent, step_s)
+        found.append(horizon.steps)
+    assert spent == pytest.approx(600, abs=1.6)
+    assert found[0] == pytest.approx(len(found), rel=at_first)
+    assert found[100:] == pytest.approx([len(found)] * (len(found) - 100), abs=1)
+
+
+def test_warm_ups_longer_than_the_time_are_noted(
+    growing: Options, gptc: Callable[..., Any]
+) -> None:
+    given = {**growing, "minutes": 0.01, "batch_size_warmup": 10**7, "eval_every": 10**6}
+    del given["steps"]
+    arguments = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", v)]
+    ran = gptc("train", *arguments)
+    assert ran.code == 0, ran.err
+    noted = "note: --batch-size-warmup 10000000 is longer than the run, which is estimated "
+    assert re.search(noted + r"to have [\d,]+ steps?: ", ran.err)
+    assert "note: the run ended within --batch-size-warmup 10000000" in ran.err
+    assert "--seq-len-warmup 3 is" not in ran.err
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_left_is_the_time_budget(options: Options, capsys: pytest.CaptureFixture
 
 def test_the_first_limit_is_what_is_left() -> None:
     horizon = Horizon(TrainOptions(minutes=10.0, steps=50), State(), 1000, step_s=1.0)
-    horizon.follow_clock(10, 10.0, 10)
+    horizon.follow_clock(10, 10.0, 1.0)
     assert horizon.left_s(10, 1.0) == 40.0  # the steps end first
-    horizon.follow_clock(10, 300.0, 10)
+    horizon.follow_clock(10, 300.0, 30.0)
     assert horizon.left_s(10, 1.0) == 300.0  # the time does
     assert Horizon(TrainOptions(steps=50), State(), 1000, None).left_s(20, 2.0) == 60.0

@@ -7,6 +7,7 @@ interrupt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,8 @@ from gptc.data.loader import Loader
 from gptc.data.mixture import MixedLoader, Mixture
 from gptc.data.weights import Weighted
 from gptc.errors import UsageError
+from gptc.settings import read_toml
+from gptc.training.options import TrainOptions
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
@@ -38,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(options: Options, folder: Path) -> Options:
     """Options of a run that keeps documents apart."""
     return options | {"data": str(folder), "packing": "documents", "seq_len": 48, "dtype": "fp32"}
+
+
+def recorded_packing(run: Path) -> Any:
+    return read_toml(TrainOptions, run / "config.toml")["packing"]
 
 
 def apart(folder: Path) -> Dataset:
@@ -124,17 +131,54 @@ def test_a_mixture_draws_the_positions_of_its_parts(folder: Path) -> None:
     np.testing.assert_array_equal(batch.positions, expected)
 
 
-def test_an_evaluation_reads_as_training_did(documents: Options, gptc: Callable[..., Any]) -> None:
+def test_an_evaluation_reads_as_training_did(
+    documents: Options, gptc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = train({**documents, "eval_batches": 0})
     command = ("eval", "-m", documents["out"], "--seq-len", 48, "--device", "cpu", "--threads", 2)
-    assert f"loss {summary.val_loss:.4f}" in gptc(*command).out
+    own = gptc(*command).out
+    assert f"loss {summary.val_loss:.4f}" in own
+    assert "(val, by document, " in own
     assert f"loss {summary.val_loss:.4f}" in gptc(*command, "--packing", "documents").out
     stream = gptc(*command, "--packing", "stream")
     assert stream.code == 0
     assert f"loss {summary.val_loss:.4f}" not in stream.out
+    assert "by document" not in stream.out
+    for given, packing in ((), "documents"), (("--packing", "stream"), "stream"):
+        results = json.loads(gptc(*command, *given, "--batches", 1, "--json").out)["results"]
+        assert [row["packing"] for row in results] == [packing]
+    monkeypatch.setattr("gptc.checkpoint.facade.load_model", lambda *_, **__: 1 / 0)
     cached = gptc(*command, "--kv-dtype", "int8")
     assert cached.code == 2
-    assert "decodes a window as one text: use --packing stream" in cached.err
+    assert "--kv-dtype int8 decodes a window as one text: use --packing stream" in cached.err
+
+
+def test_fine_tuning_keeps_documents_apart_as_its_model_did(
+    documents: Options, tmp_path: Path
+) -> None:
+    train(documents)
+    shape = {"preset", "n_layer", "n_head", "n_embd", "n_ff", "packing"}
+    tuned = {k: v for k, v in documents.items() if k not in shape} | {"steps": 1}
+    chats = str(write_rows(tmp_path / "chats.jsonl", rows(20)))
+    for changes, found in (
+        ({}, "documents"),
+        ({"packing": "stream"}, "stream"),
+        ({"data": chats, "train_on": "all"}, "pad"),
+    ):
+        out = tmp_path / found
+        train({**tuned, "init_from": documents["out"], **changes, "out": str(out)})
+        assert recorded_packing(out) == found
+
+
+def test_an_older_run_of_texts_has_recorded_the_packing_of_conversations(
+    options: Options, tmp_path: Path, gptc: Callable[..., Any]
+) -> None:
+    old = tmp_path / "old.toml"
+    values = {**options, "packing": "pad"}
+    old.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    ran = gptc("train", "--config", old)
+    assert ran.code == 0, ran.err
+    assert recorded_packing(Path(options["out"])) == "stream"
 
 
 def test_a_packing_that_does_not_suit_the_data(

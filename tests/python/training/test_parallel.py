@@ -65,6 +65,27 @@ def test_options_that_ranks_cannot_share(changes: dict[str, Any], message: str) 
     check_options(options, World())
 
 
+@pytest.mark.parametrize(("problem", "message"), [("", "ranks on CPUs"), ("no GPU", None)])
+def test_a_device_that_becomes_a_gpu_is_one(
+    monkeypatch: pytest.MonkeyPatch, problem: str, message: str | None
+) -> None:
+    monkeypatch.setattr(library, "gpu", lambda: SimpleNamespace(problem=problem))
+    opened: list[bool] = []
+    two = world_of(2)
+    monkeypatch.setattr(two, "open_nccl", lambda: opened.append(True))
+    check_options(TrainOptions(batch_size=2), two)
+    assert opened == [True] * (message is not None)
+    for changes in {"zero": 1}, {"wire": "int8"}:
+        options = TrainOptions(batch_size=2, **changes)
+        adapted = replace(options, lora_rank=4)  # whose device is the CPU
+        for each, expected in (options, message), (adapted, None):
+            if expected is None:
+                check_options(each, two)
+            else:
+                with pytest.raises(GptcError, match=expected):
+                    check_options(each, two)
+
+
 def test_options_of_ranks_without_effect_are_noted() -> None:
     options = TrainOptions(zero=1, outer_lr=0.5)
     zero, outer = without_effect(options, 1)
