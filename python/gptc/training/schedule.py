@@ -44,10 +44,10 @@ def momentum(step: int, options: TrainOptions) -> float:
     return first + (last - first) * step / options.momentum_warmup
 
 
-def idle(options: TrainOptions, steps: int) -> Iterator[str]:
-    """Notes about options of the schedule that a run of so many steps does not use."""
+def idle(options: TrainOptions, steps: int | None) -> Iterator[str]:
+    """Notes about options that a run of so many steps does not use; None: steps are not known."""
     warmup = options.warmup_steps or 0
-    if warmup > steps:
+    if steps is not None and warmup > steps:
         yield (
             f"note: --warmup-steps {warmup} is more than the run's {plural(steps, 'step')}, so "
             f"that the learning rate never reaches --lr {options.lr:g}"
@@ -65,6 +65,11 @@ def idle(options: TrainOptions, steps: int) -> Iterator[str]:
                 f"note: --{spelled(name)} {value:g} has no effect with --optimizer "
                 f"{options.optimizer}: it is of muon"
             )
+    if options.recompute == "none" and options.recompute_layers:
+        yield (
+            f"note: --recompute-layers {options.recompute_layers} has no effect without "
+            "--recompute: add --recompute mlp or block"
+        )
 
 
 def lowest_rate(options: TrainOptions) -> float:
