@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptc.engine.library import GPT_ERR_NUMERIC
-from gptc.engine.optim import AdamW, Muon
 from gptc.errors import EngineError, UsageError
 from gptc.files.whole import write_file
+from gptc.training.options import TrainOptions
 from gptc.training.plot import IMAGES, check_out
+from gptc.training.schedule import optimizers
 from gptc.training.setup import Setup
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 120
@@ -41,11 +42,9 @@ class LrRange:
 def find_range(setup: Setup) -> LrRange:
     """Trains with rising rates until the loss is not finite or has risen; spoils the model.
 
-    UsageError for pairs, whose loss is not of tokens, and if the loss is not finite at once.
+    The options are those that `check_range` accepts. UsageError if the loss is not finite at once.
     """
     options, model = setup.options, setup.model
-    if options.dpo:
-        raise UsageError("--find-lr is not for --dpo: leave one out")
     rates: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []
@@ -54,14 +53,13 @@ def find_range(setup: Setup) -> LrRange:
         lr = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
         places = [rows.positions for rows in batches if rows.positions is not None]
-        rest = options.weight_decay, options.grad_clip
-        adamw = AdamW(lr, options.beta1, options.beta2, options.eps, *rest)
+        adamw, muon = optimizers(lr, options.momentum, options)
         try:
             result = model.train_step(
                 [rows.inputs for rows in batches],
                 [rows.targets for rows in batches],
                 positions=places or None,
-                muon=Muon(lr, options.momentum, *rest),
+                muon=muon,
                 **vars(adamw),
             )
         except EngineError as error:
@@ -89,10 +87,11 @@ def _marks(rates: list[float], smoothed: list[float]) -> tuple[float, float]:
     return rates[2 + falls.index(max(falls))], rates[least]
 
 
-def check_picture(out: Path) -> None:
-    """GptcError unless the picture of a range can be written here."""
-    if check_out(out) not in IMAGES:
-        raise UsageError(f"--find-lr {out} is not an image: use {', '.join(IMAGES)}")
+def check_range(options: TrainOptions, out: Path) -> None:
+    """GptcError for pairs, whose loss is not of tokens, and if no picture can be written here."""
+    if options.dpo:
+        raise UsageError("--find-lr is not for --dpo: leave one out")
+    check_out(out, IMAGES, "--find-lr")
 
 
 def draw_range(found: LrRange, out: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptc.engine.optim import AdamW, Muon
 from gptc.files.words import plural, quoted
 from gptc.settings import spelled
 from gptc.training.defaults import defaults_for
@@ -42,6 +43,13 @@ def momentum(step: int, options: TrainOptions) -> float:
     if step >= options.momentum_warmup:
         return last
     return first + (last - first) * step / options.momentum_warmup
+
+
+def optimizers(lr: float, momentum: float, options: TrainOptions) -> tuple[AdamW, Muon]:
+    """The settings of an update with a learning rate and a momentum of Muon."""
+    decay, clip = options.weight_decay, options.grad_clip
+    adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
+    return adamw, Muon(lr, momentum, decay, clip, options.muon_beta2, options.muon_cautious)
 
 
 def idle(options: TrainOptions, steps: int | None) -> Iterator[str]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from gptc.engine.optim import Muon
 from gptc.errors import UsageError
 from gptc.training import lr_range
+from gptc.training import setup as run_setup
 from gptc.training.lr_range import _marks, find_range
 from gptc.training.progress import SilentProgress
 from gptc.training.resolve import new_options
@@ -67,10 +69,45 @@ def test_the_plan_draws_it_and_says_what_cannot_be(
     assert found["steps"] == 8
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
     assert not Path(options["out"]).exists()
-    for out, message in (
-        ("rates.html", "rates.html is not an image: use .png"),
-        ("none/rates.png", "cannot write"),
+
+
+def test_what_cannot_be_drawn_is_refused_before_the_model_is_made(
+    gptc: Gptc, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_setup, "set_up", None)  # it would be called
+    unknown = "does not end with a known suffix: use .png, .svg, .pdf\n"
+    picture = tmp_path / "rates.png"
+    pairs = ["--data", tmp_path, "--init-from", "gpt2", "--dpo"]
+    for out, given, message in (
+        (tmp_path / "rates.html", arguments, f"--find-lr {tmp_path / 'rates.html'} {unknown}"),
+        (tmp_path / "rates.txt", arguments, f"--find-lr {tmp_path / 'rates.txt'} {unknown}"),
+        (tmp_path / "none" / "rates.png", arguments, "choose another file with --find-lr\n"),
+        (picture, pairs, "--find-lr is not for --dpo: leave one out\n"),
     ):
-        ran = gptc("plan", *arguments, "--find-lr", tmp_path / out)
+        ran = gptc("plan", *given, "--find-lr", out)
         assert ran.code != 0
         assert message in ran.err
+    assert not picture.exists()
+
+
+def test_its_updates_are_those_of_the_options(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lr_range, "STEPS", 12)
+    muon = {"optimizer": "muon", "muon_rows": True, "muon_beta2": 0.5, "muon_cautious": True}
+    given = new_options({**options, **muon, "momentum": 0.8, "beta2": 0.9, "weight_decay": 0.2})
+    with closing(set_up(given, None, SilentProgress())) as setup:
+        taken: list[dict[str, Any]] = []
+        step = setup.model.train_step
+
+        def noted(*rows: Any, **settings: Any) -> Any:
+            taken.append(settings)
+            return step(*rows, **settings)
+
+        monkeypatch.setattr(setup.model, "train_step", noted)
+        find_range(setup)
+    last = taken[-1]
+    assert last["muon"] == Muon(1.0, 0.8, 0.2, beta2=0.5, cautious=True)
+    assert {name: last[name] for name in ("lr", "beta2", "weight_decay")} == {
+        "lr": 1.0, "beta2": 0.9, "weight_decay": 0.2
+    }  # fmt: skip
