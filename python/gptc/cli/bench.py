@@ -12,7 +12,7 @@ import click
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
-from gptc.cli.params import COUNT
+from gptc.cli.params import COUNT, FiniteRange
 from gptc.engine.config import GPTConfig
 from gptc.engine.options import CacheOptions, DeviceOptions
 
@@ -237,7 +237,7 @@ Examples:
 @click.option("--prompt-words", type=COUNT, default=100, show_default=True, metavar="N")
 @click.option("--max-tokens", type=COUNT, default=64, show_default=True, metavar="N")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), metavar="X", default=math.inf,
+    "--seconds", type=FiniteRange(min=0), metavar="X",
     help="Time after which clients begin no further request.  [no limit]",
 )  # fmt: skip
 @click.option("--model", metavar="NAME", help="Name of the model, if the server needs it.")
@@ -248,7 +248,7 @@ def bench_serve_command(
     requests: int,
     prompt_words: int,
     max_tokens: int,
-    seconds: float,
+    seconds: float | None,
     model: str | None,
     as_json: bool,
 ) -> None:
@@ -266,7 +266,7 @@ def bench_serve_command(
         requests=requests,
         prompt_words=prompt_words,
         max_tokens=max_tokens,
-        seconds=seconds,
+        seconds=math.inf if seconds is None else seconds,
         model=model,
         key=os.environ.get("OPENAI_API_KEY"),
         report=lambda text: click.echo(text, err=True) if not as_json else None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,6 +47,18 @@ class SizeParam(_IntParam):
 
 SIZE = SizeParam()
 COUNT = SizeParam(min=1)
+
+
+class FiniteRange(click.FloatRange):
+    """A finite number in a range; click's own has NaN in every range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class TokenBias(_BiasParam):

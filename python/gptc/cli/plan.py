@@ -76,7 +76,7 @@ def plan_command(
     from gptc.engine.options import Options
     from gptc.training import cluster
     from gptc.training.folder import default_name
-    from gptc.training.lr_range import check_picture, draw_range, find_range
+    from gptc.training.lr_range import check_range, draw_range, find_range
     from gptc.training.parallel import check_ranks, check_sequences, without_effect
     from gptc.training.plan import described, forecast
     from gptc.training.progress import PlainProgress
@@ -93,7 +93,7 @@ def plan_command(
     Options(options.device).resolved()  # fail on a missing device before preparing data
     rates = None
     if find_lr is not None:
-        check_picture(find_lr)
+        check_range(options, find_lr)
         with closing(set_up(options, None, show)) as setup:
             rates = find_range(setup)
         draw_range(rates, find_lr)

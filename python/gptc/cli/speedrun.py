@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.params import FiniteRange
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
 _EPILOG = """\b
@@ -31,7 +32,7 @@ class SpeedrunCommand(SectionedCommand):
 @click.argument("recipe", metavar="RECIPE")
 @click.option(
     "--target",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Result to reach: loss, or bits per byte of stories.  [by recipe]",
 )
 @click.option("--seeds", type=click.IntRange(1, 1000), default=5, help="Number of runs.  [5]")

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptc.engine.library import GPT_ERR_NUMERIC
-from gptc.engine.optim import AdamW, Muon
 from gptc.errors import EngineError, UsageError
 from gptc.files.whole import write_file
+from gptc.training.options import TrainOptions
 from gptc.training.plot import IMAGES, check_out
+from gptc.training.schedule import optimizers
 from gptc.training.setup import Setup
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 120
-_PAST = 0.9  # weight of the past in the smoothed loss
+_HALF = 5  # steps to each side in the mean that smooths losses
 _DIVERGED = 1.5  # times the least loss, at which rates end
 _FIRST = 10  # rates before the loss is compared
+_REST = 0.05  # share of the whole fall that the loss may be above its lowest at the upper mark
+_NOISE = 2  # times the noise of single losses that a fall is more than
 
 
 @dataclass(frozen=True)
@@ -26,42 +29,40 @@ class LrRange:
 
     rates: list[float]
     losses: list[float]  # nats; finite
-    smoothed: list[float]
-    steepest: float  # the rate at which the loss fell fastest by the logarithm of the rate
-    least: float  # the rate with the least loss, after which it rises
+    smoothed: list[float]  # the mean over steps to both sides
+    steepest: float | None  # rate at which the loss falls fastest by its logarithm; None: nowhere
+    stops: float | None  # rate at which it has fallen nearly as far as it does; None: not reached
 
     def __str__(self) -> str:
         """A line of a plan."""
-        return (
-            f"  rates   the loss falls fastest at {self.steepest:.1e}, and rises from "
-            f"{self.least:.1e} on: an --lr between them"
-        )
+        if self.steepest is None:
+            return f"  rates   the loss does not fall at a learning rate up to {self.rates[-1]:.1e}"
+        falls = f"  rates   the loss falls fastest at {self.steepest:.1e}, and "
+        if self.stops is None:
+            return f"{falls}still falls at {self.rates[-1]:.1e}"
+        return f"{falls}stops falling at {self.stops:.1e}: try an --lr between them"
 
 
 def find_range(setup: Setup) -> LrRange:
     """Trains with rising rates until the loss is not finite or has risen; spoils the model.
 
-    UsageError for pairs, whose loss is not of tokens, and if the loss is not finite at once.
+    The options are those that `check_range` accepts. UsageError if the loss is not finite at once.
     """
     options, model = setup.options, setup.model
-    if options.dpo:
-        raise UsageError("--find-lr is not for --dpo: leave one out")
     rates: list[float] = []
     losses: list[float] = []
-    smoothed: list[float] = []
-    mean = 0.0
+    least = math.inf  # of the mean of the last losses
     for i in range(STEPS):
         lr = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
         places = [rows.positions for rows in batches if rows.positions is not None]
-        rest = options.weight_decay, options.grad_clip
-        adamw = AdamW(lr, options.beta1, options.beta2, options.eps, *rest)
+        adamw, muon = optimizers(lr, options.momentum, options)
         try:
             result = model.train_step(
                 [rows.inputs for rows in batches],
                 [rows.targets for rows in batches],
                 positions=places or None,
-                muon=Muon(lr, options.momentum, *rest),
+                muon=muon,
                 **vars(adamw),
             )
         except EngineError as error:
@@ -70,29 +71,51 @@ def find_range(setup: Setup) -> LrRange:
             break
         if not math.isfinite(result.loss):
             break
-        mean = _PAST * mean + (1 - _PAST) * result.loss
         rates.append(lr)
         losses.append(result.loss)
-        smoothed.append(mean / (1 - _PAST ** (i + 1)))
-        if i >= _FIRST and smoothed[-1] > _DIVERGED * min(smoothed):
+        last = losses[-_FIRST:]
+        least = min(least, sum(last) / len(last))
+        if i >= _FIRST and sum(last) / len(last) > _DIVERGED * least:
             break
     if len(rates) <= _FIRST:
         raise UsageError(f"the loss is not finite at a learning rate of {LOWEST:g}: no range")
-    return LrRange(rates, losses, smoothed, *_marks(rates, smoothed))
+    smoothed = _smooth(losses)
+    return LrRange(rates, losses, smoothed, *_marks(rates, losses, smoothed))
 
 
-def _marks(rates: list[float], smoothed: list[float]) -> tuple[float, float]:
-    """The rate of the steepest fall before the least loss, and that of the least loss."""
-    least = max(_FIRST, smoothed.index(min(smoothed)))
-    # Over five steps; the smoothed loss follows the rates by a few steps.
-    falls = [smoothed[i - 2] - smoothed[i + 2] for i in range(2, max(3, least - 2))]
-    return rates[2 + falls.index(max(falls))], rates[least]
+def _smooth(losses: list[float]) -> list[float]:
+    """The mean around each step; at the ends, of the steps that there are."""
+    windows = (losses[max(0, i - _HALF) : i + _HALF + 1] for i in range(len(losses)))
+    return [math.fsum(window) / len(window) for window in windows]
 
 
-def check_picture(out: Path) -> None:
-    """GptcError unless the picture of a range can be written here."""
-    if check_out(out) not in IMAGES:
-        raise UsageError(f"--find-lr {out} is not an image: use {', '.join(IMAGES)}")
+def _marks(
+    rates: list[float], losses: list[float], smoothed: list[float]
+) -> tuple[float | None, float | None]:
+    """The rate of the steepest fall, and that at which the loss stops falling; None: no such rate.
+
+    A flat floor follows the fall, along which the loss is noise, and its least says nothing.
+    """
+    lowest = smoothed.index(min(smoothed))
+    fall = smoothed[0] - smoothed[lowest]
+    around = [(loss - mean) ** 2 for loss, mean in zip(losses, smoothed, strict=True)]
+    noise = math.sqrt(math.fsum(around[: lowest + 1]) / (lowest + 1))
+    if fall <= _NOISE * noise:
+        return None, None
+    enough = smoothed[lowest] + _REST * fall
+    stop = next(i for i, loss in enumerate(smoothed) if loss <= enough)
+    falls = [
+        smoothed[max(0, i - 2)] - smoothed[min(i + 2, len(smoothed) - 1)] for i in range(stop + 1)
+    ]
+    still_falls = len(rates) == STEPS and stop >= STEPS - 1 - 2 * _HALF
+    return rates[falls.index(max(falls))], None if still_falls else rates[stop]
+
+
+def check_range(options: TrainOptions, out: Path) -> None:
+    """GptcError for pairs, whose loss is not of tokens, and if no picture can be written here."""
+    if options.dpo:
+        raise UsageError("--find-lr is not for --dpo: leave one out")
+    check_out(out, IMAGES, "--find-lr")
 
 
 def draw_range(found: LrRange, out: Path) -> None:
@@ -103,8 +126,10 @@ def draw_range(found: LrRange, out: Path) -> None:
     place = figure.subplots()
     place.plot(found.rates, found.losses, color="C0", alpha=0.3, linewidth=0.7)
     place.plot(found.rates, found.smoothed, color="C0", label="loss, smoothed")
-    place.axvline(found.steepest, color="C2", linestyle="--", label="falls fastest")
-    place.axvline(found.least, color="C3", linestyle="--", label="least")
+    marks = ("C2", found.steepest, "falls fastest"), ("C3", found.stops, "stops falling")
+    for color, rate, label in marks:
+        if rate is not None:
+            place.axvline(rate, color=color, linestyle="--", label=label)
     place.set_xscale("log")
     place.set_ylim(0.95 * min(found.losses), 1.1 * max(found.smoothed))
     place.set_xlabel("learning rate")

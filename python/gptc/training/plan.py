@@ -24,7 +24,6 @@ from gptc.data.dataset import Dataset
 from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import Model
-from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
 from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
@@ -36,6 +35,7 @@ from gptc.training.growth import Growth
 from gptc.training.horizon import count_multiples, count_saves
 from gptc.training.options import MOST_TOKENS
 from gptc.training.report import planned_bytes
+from gptc.training.schedule import optimizers
 from gptc.training.setup import Setup
 from gptc.training.trainer import WHOLE_AT_END, Trainer
 
@@ -181,8 +181,7 @@ def _measure(setup: Setup, folder: Path) -> Costs:
     passes: list[float] = []
     sizes: list[int] = []
     updates: list[float] = []
-    adamw = AdamW(options.lr, options.beta1, options.beta2, options.eps, 0.0, options.grad_clip)
-    muon = Muon(options.lr, options.momentum, 0.0, options.grad_clip)
+    adamw, muon = optimizers(options.lr, options.momentum, options)
 
     def one_pass() -> None:
         rows = setup.loader.next_rows()

@@ -55,11 +55,14 @@ def draw(
     write_file(out, page_of(runs, data.decode(), gains or {}) if suffix == PAGE else data)
 
 
-def check_out(out: Path) -> str:
-    """The suffix of a picture. GptcError for another, without matplotlib, or a place to write."""
+def check_out(out: Path, kinds: Sequence[str] = (*IMAGES, PAGE), option: str = "--out") -> str:
+    """The suffix of a picture, which is one of `kinds`; `option` gave its path.
+
+    GptcError for another suffix, without matplotlib, and if it cannot be written.
+    """
     suffix = out.suffix.lower()
-    if suffix not in (*IMAGES, PAGE):
-        raise GptcError(f"{out} has no known suffix: use {', '.join((*IMAGES, PAGE))}")
+    if suffix not in kinds:
+        raise GptcError(f"{option} {out} does not end with a known suffix: use {', '.join(kinds)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -68,7 +71,7 @@ def check_out(out: Path) -> str:
         check_place(out)
     except OSError as error:
         raise GptcError(
-            f"cannot write {out} ({error.strerror}): choose another file with --out"
+            f"cannot write {out} ({error.strerror}): choose another file with {option}"
         ) from None
     return suffix
 

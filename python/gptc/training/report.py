@@ -130,8 +130,7 @@ def header(setup: Setup) -> Iterator[str]:
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):
         yield note
-    if setup.horizon.budget_s is None:
-        yield from idle(options, setup.horizon.steps)
+    yield from idle(options, setup.horizon.steps if setup.horizon.budget_s is None else None)
     if setup.model.dtype == "bf16" and setup.model.device == "cpu" and library.cpu_notice():
         yield f"note: {library.cpu_notice()}"
     if epochs > MANY_EPOCHS:

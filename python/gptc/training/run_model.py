@@ -13,7 +13,7 @@ from gptc.engine.lora import Lora, targets_named
 from gptc.engine.options import BlockRows, Options, Plan, plan_for
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.files.memory import available_bytes
-from gptc.files.words import amount
+from gptc.files.words import amount, plural
 from gptc.formats.model_file import ModelFile
 from gptc.training.defaults import default_alpha, defaults_for
 from gptc.training.fitting import what_fits
@@ -99,6 +99,11 @@ def model_settings(
         assert trainer is not None
         threads = threads or min(trainer["threads"], library.cpu_count())
         dtype = trainer["dtype"] if dtype == "auto" else dtype
+    if options.recompute_layers > config.n_layer:
+        raise UsageError(
+            f"--recompute-layers is {options.recompute_layers}; the model has "
+            f"{plural(config.n_layer, 'layer')}: use that or less"
+        )
     blocks = _packing(options, dtype, known)
     settings = Options(
         options.device,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptc.engine.optim import AdamW, Muon
 from gptc.files.words import plural, quoted
 from gptc.settings import spelled
 from gptc.training.defaults import defaults_for
@@ -44,10 +45,17 @@ def momentum(step: int, options: TrainOptions) -> float:
     return first + (last - first) * step / options.momentum_warmup
 
 
-def idle(options: TrainOptions, steps: int) -> Iterator[str]:
-    """Notes about options of the schedule that a run of so many steps does not use."""
+def optimizers(lr: float, momentum: float, options: TrainOptions) -> tuple[AdamW, Muon]:
+    """The settings of an update with a learning rate and a momentum of Muon."""
+    decay, clip = options.weight_decay, options.grad_clip
+    adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
+    return adamw, Muon(lr, momentum, decay, clip, options.muon_beta2, options.muon_cautious)
+
+
+def idle(options: TrainOptions, steps: int | None) -> Iterator[str]:
+    """Notes about options that a run of so many steps does not use; None: steps are not known."""
     warmup = options.warmup_steps or 0
-    if warmup > steps:
+    if steps is not None and warmup > steps:
         yield (
             f"note: --warmup-steps {warmup} is more than the run's {plural(steps, 'step')}, so "
             f"that the learning rate never reaches --lr {options.lr:g}"
@@ -65,6 +73,11 @@ def idle(options: TrainOptions, steps: int) -> Iterator[str]:
                 f"note: --{spelled(name)} {value:g} has no effect with --optimizer "
                 f"{options.optimizer}: it is of muon"
             )
+    if options.recompute == "none" and options.recompute_layers:
+        yield (
+            f"note: --recompute-layers {options.recompute_layers} has no effect without "
+            "--recompute: add --recompute mlp or block"
+        )
 
 
 def lowest_rate(options: TrainOptions) -> float:

@@ -15,7 +15,6 @@ from gptc.data.loader import Rows
 from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import StepResult
-from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
 from gptc.engine.session import session_bytes
 from gptc.engine.world import World
@@ -31,7 +30,7 @@ from gptc.training.parallel import Parallel
 from gptc.training.preference import Preference
 from gptc.training.progress import Meter, Progress, StepReport, described, step_label
 from gptc.training.ratios import UpdateRatios
-from gptc.training.schedule import learning_rate, momentum
+from gptc.training.schedule import learning_rate, momentum, optimizers
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
 from gptc.training.trouble import MOST_SKIPPED, Diverged, first_bad, first_output, save_batches
@@ -161,16 +160,7 @@ class Trainer:
     ) -> tuple[StepResult, dict[str, float]]:
         """The passes and the update; measures of pairs. EngineError leaves the weights as is."""
         setup, state, options = self._setup, self._setup.state, self._setup.options
-        decay, clip = options.weight_decay, options.grad_clip
-        adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
-        muon = Muon(
-            lr,
-            momentum(state.step, options),
-            decay,
-            clip,
-            options.muon_beta2,
-            options.muon_cautious,
-        )
+        adamw, muon = optimizers(lr, momentum(state.step, options), options)
         if self.preference is not None:
             return self.preference.step(position, batches, adamw, muon, check)
         if self._parallel is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from gptc.cli.params import COUNT, SizeParam
+from gptc.cli import cli
+from gptc.cli.params import COUNT, FiniteRange, SizeParam
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,30 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_size_has_a_least_value() -> None:
     with pytest.raises(click.BadParameter, match="less than 1"):
         COUNT.convert("0", None, None)
+
+
+@pytest.mark.parametrize("text", ["nan", "-nan", "inf", "-inf", "-1", "x"])
+def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        FiniteRange(min=0).convert(text, None, None)
+    assert FiniteRange(min=0).convert("0.5", None, None) == 0.5
+
+
+def test_no_option_has_nan_in_its_range() -> None:
+    found: list[str] = []
+
+    def visit(command: click.Command) -> None:
+        for param in command.params:
+            if isinstance(param.type, click.FloatRange):
+                found.append(f"{command.name} {param.name}")
+                with pytest.raises(click.BadParameter, match="nan is not a finite number"):
+                    param.type.convert("nan", param, None)
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                visited = command.get_command(context, name)
+                assert visited is not None
+                visit(visited)
+
+    visit(cli)
+    assert {"serve seconds", "speedrun target"} <= set(found)

@@ -9,6 +9,7 @@ import pytest
 
 from gptc.errors import GptcError, UsageError
 from gptc.settings import read_toml, to_toml
+from gptc.training import run_model
 from gptc.training.defaults import DEFAULTS
 from gptc.training.options import TrainOptions
 from gptc.training.resolve import new_options
@@ -105,3 +106,13 @@ def test_what_is_of_muon_is_refused_elsewhere() -> None:
         with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is of Muon: add"):
             new_options({name: True})
         assert getattr(new_options({name: True, "optimizer": "muon"}), name)
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp"])
+def test_more_recomputed_layers_than_there_are_are_refused(
+    options: Options, recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_model, "Model", None)  # it would be called
+    given = {**options, "recompute": recompute, "recompute_layers": 3}
+    with pytest.raises(UsageError, match=r"^--recompute-layers is 3; the model has 2 layers: use"):
+        train(given)

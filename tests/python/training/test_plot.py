@@ -161,6 +161,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(
         assert why in ran.err
     assert gptc("plot", run, "--out", tmp_path / "none" / "x.png").err.startswith(
         f"gptc: error: cannot write {tmp_path / 'none' / 'x.png'} (No such file or directory): "
+        "choose another file with --out"
     )
     with pytest.raises(GptcError, match="Is a directory"):
         check_out(_folder(tmp_path / "x.png"))
@@ -185,7 +186,9 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = read_curves(_write(tmp_path / "run", 9))
-    with pytest.raises(GptcError, match=r"x.gif has no known suffix: use .png, .svg"):
+    with pytest.raises(
+        GptcError, match=r"x.gif does not end with a known suffix: use .png, .svg, .pdf, .html$"
+    ):
         draw([run], tmp_path / "x.gif")
     real = builtins.__import__
 

@@ -86,6 +86,8 @@ def test_a_short_run_has_a_short_warm_up(options: Options) -> None:
         ({"momentum": 0.5}, "--momentum 0.5 has no effect with --optimizer adamw"),
         ({"momentum_warmup": 7}, "--momentum-warmup 7 has no effect with --optimizer adamw"),
         ({"muon_beta2": 0.5}, "--muon-beta2 0.5 has no effect with --optimizer adamw"),
+        ({"recompute_layers": 1}, "--recompute-layers 1 has no effect without --recompute: add"),
+        ({"recompute_layers": 1, "recompute": "mlp"}, None),
     ],
 )
 def test_an_option_that_the_schedule_does_not_use_is_noted(
@@ -102,3 +104,10 @@ def test_a_run_notes_it_before_its_steps(
     train({**options, "warmup_steps": 9, "steps": 2})
     shown = capsys.readouterr().err
     assert 0 < shown.index("note: --warmup-steps 9 is more") < shown.index("val loss")
+
+
+def test_a_run_of_minutes_notes_what_does_not_depend_on_steps(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train({**options, "steps": None, "minutes": 0.001, "recompute_layers": 1})
+    assert "note: --recompute-layers 1 has no effect" in capsys.readouterr().err
