@@ -238,6 +238,17 @@ static inline gpt_model *new_model(const gpt_config *config, int training, int m
     return model;
 }
 
+/* Numbers of the parameters. */
+static inline int64_t n_params(const gpt_config *c) {
+    int64_t n = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param info;
+        EXPECT_OK(gpt_config_param(c, i, &info));
+        n += info.size;
+    }
+    return n;
+}
+
 /* An update of a model that has AdamW alone. */
 static inline int update_adamw(gpt_model *model, const gpt_adamw *adamw, float *loss, float *norm) {
     gpt_optimizer optimizer = {.kind = GPT_OPTIMIZER_ADAMW};

@@ -39,7 +39,7 @@ typedef struct shared {
 typedef struct communicator {
     shared *all;
     int size, rank;
-    float *x; /* what is left of the sum under way */
+    float *x; /* the rest of the present sum */
     size_t n;
     long chunk;
     int has_given, error;

@@ -189,6 +189,15 @@ static inline void run_job(job *j) {
     pthread_mutex_destroy(&j->post.lock);
 }
 
+/* A job in which no rank fails. */
+static inline void run_good_job(job *j) {
+    run_job(j);
+    for (int rank = 0; rank < j->size; rank++) {
+        EXPECT(j->status[rank] == GPT_OK);
+        if (j->status[rank] != GPT_OK) printf("rank %d: %s\n", rank, j->sentence[rank]);
+    }
+}
+
 static inline job new_job(job_function *run, int size, int64_t n) {
     job j = {.run = run, .size = size, .n = n, .timeout_s = 20, .missing = -1};
     for (int rank = 0; rank < size; rank++) {

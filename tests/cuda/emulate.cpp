@@ -130,7 +130,7 @@ void begin_next(fiber *on) {
     run_as(i);
 }
 
-/* Thread i, which can run: the place where it goes on. One that has not begun is the next to begin. */
+/* Where thread i, which can run, continues. One that has not begun is the next to begin, and begins. */
 place &place_of(int i) {
     thread &t = threads[i];
     if (t.on)
