@@ -90,11 +90,14 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         }
     }
     if (o->K % PAIR) { /* the last one has no partner */
-        for (int m = 0; m < M; m++)
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            UNROLL
             for (int v = 0; v < n; v++)
                 sum[m][v] =
                     pairs_dot(sum[m][v], pairs_set(o->a[m * o->lda + o->K - 1]),
                               pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR));
+        }
     }
     UNROLL
     for (int m = 0; m < M; m++) {
@@ -107,17 +110,46 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
     }
 }
 
-/* The rows of one group of panels: whole bands, then what is left in ever smaller ones. */
-SPECIALIZED void kernel_bands(kernel_operands o, int rows, int panels, int add, int ask) {
-    for (int left = rows, done; left > 0; left -= done) {
-        if (left >= BAND && !(ask && left == 16)) /* twice 8 ask evenly */
-            kernel_band(&o, done = BAND, panels, add, ask);
-        else if (BAND > 8 && left >= 8)
-            kernel_band(&o, done = 8, panels, add, ask);
-        else if (BAND > 4 && left >= 4)
-            kernel_band(&o, done = 4, panels, add, ask);
-        else
-            kernel_band(&o, done = 1, panels, add, ask);
+/* A band of n rows is a function, or the registers for addresses would not suffice. */
+#define KERNEL_BAND_OF(n)                                                                          \
+    __attribute__((noinline)) static void kernel_band_##n(const kernel_operands *o, int panels,    \
+                                                          int add, int ask) {                      \
+        if (n > BAND) return;                                                                      \
+        if (panels < BAND_PANELS)                                                                  \
+            kernel_band(o, n, 1, add, 0);                                                          \
+        else if (ask == 0)                                                                         \
+            kernel_band(o, n, BAND_PANELS, add, 0);                                                \
+        else if (ask == 1)                                                                         \
+            kernel_band(o, n, BAND_PANELS, add, 1);                                                \
+        else                                                                                       \
+            kernel_band(o, n, BAND_PANELS, add, BAND_PANELS);                                      \
+    }
+KERNEL_BAND_OF(1)
+KERNEL_BAND_OF(2)
+KERNEL_BAND_OF(3)
+KERNEL_BAND_OF(4)
+KERNEL_BAND_OF(5)
+KERNEL_BAND_OF(6)
+KERNEL_BAND_OF(7)
+KERNEL_BAND_OF(8)
+KERNEL_BAND_OF(9)
+KERNEL_BAND_OF(10)
+KERNEL_BAND_OF(11)
+KERNEL_BAND_OF(12)
+
+typedef void kernel_band_fn(const kernel_operands *o, int panels, int add, int ask);
+static kernel_band_fn *const kernel_band_of[] = {
+    NULL,           kernel_band_1,  kernel_band_2,  kernel_band_3, kernel_band_4,
+    kernel_band_5,  kernel_band_6,  kernel_band_7,  kernel_band_8, kernel_band_9,
+    kernel_band_10, kernel_band_11, kernel_band_12,
+};
+
+/* The rows of one group of panels, in as few bands as can be, of about the same size: few sums are done no
+ * sooner than more of them, for each has to wait for the one before it. */
+static inline void kernel_bands(kernel_operands o, int rows, int panels, int add, int ask) {
+    for (int n_bands = (rows + BAND - 1) / BAND, done; n_bands > 0; n_bands--, rows -= done) {
+        done = (rows + n_bands - 1) / n_bands;
+        kernel_band_of[done](&o, panels, add, ask);
         if (ask) o.next += o.panel;
         o.a += done * o.lda;
         o.c += done * o.ldc;

@@ -172,7 +172,7 @@ static void test_activation_range(void) {
  * one kernel for a few rows, and for bf16 one for more. */
 static void check_rows_alone(int IC, int OC) {
     enum { MOST = 64, FEW = 8 };
-    static const int counts[] = {1, 2, 3, 4, 5, 8, 16, 31, MOST};
+    static const int counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 25, 31, MOST};
     test_case("IC=%d OC=%d", IC, OC);
     double *in = random_act((int64_t)MOST * IC, 1.0), *w = random_act((int64_t)OC * IC, 1.0);
     EACH_BACKEND {
