@@ -18,13 +18,6 @@ enum { CHUNK = 2 * TERMS };
 /* Up to this many rows, panels come from memory and products wait for them. */
 enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
-/* The address to prefetch while the panels at b are multiplied. By one row, that is over so soon that only
- * the terms NEAR in the same panels will be read; by several, the next panels. */
-static const bf16 *read_next(const product *p, const bf16 *b, int64_t panel) {
-    if (p->M > FEW) return NULL;
-    return b + (p->M == 1 ? NEAR : GROUP * panel);
-}
-
 static int terms_at_once(int K) {
     return K <= MOST_TERMS ? K : TERMS;
 }
@@ -37,6 +30,25 @@ typedef struct product_tiles {
     int rows, cols, n_rows; /* of a tile; tiles below one another */
     int first, K;           /* TN: the rows of this chunk */
 } product_tiles;
+
+static const bf16 *panels_at(const product_tiles *t, int64_t col, int k) {
+    return t->b + col / PANEL * t->panel + (int64_t)k * PANEL;
+}
+
+/* The panels to ask for while those of terms from k on and columns from c on are multiplied by several rows: what
+ * the thread multiplies next, in this tile or in the one that it will take if the threads take turns. NULL: none.
+ * By one row, that would be over too soon, and the terms NEAR in the same panels are asked for. */
+static const bf16 *read_next(const product_tiles *t, int64_t tile, int k, int c) {
+    const product *p = t->p;
+    int64_t col = tile / t->n_rows * t->cols;
+    if (p->M > FEW) return NULL;
+    if (p->M == 1) return panels_at(t, c, k) + NEAR;
+    if (c + GROUP_COLS < col + t->cols && c + GROUP_COLS < p->N)
+        return panels_at(t, c + GROUP_COLS, k);
+    if (k + terms_at_once(p->K) < p->K) return panels_at(t, col, k + terms_at_once(p->K));
+    col = (tile + t->ctx->n_threads) / t->n_rows * t->cols;
+    return col < p->N ? panels_at(t, col, 0) : NULL;
+}
 
 /* Sums of the kernel go where they belong. */
 static void store(const product *p, const float *y, int64_t ldy, int add, int row, int rows,
@@ -83,8 +95,8 @@ static void add_to_columns(const product *p, float *y, float *y_twin, int64_t ld
 }
 
 /* One tile of NT or NN. */
-static void multiply_tile(const product_tiles *t, float *sums, int row, int rows, int col,
-                          int cols) {
+static void multiply_tile(const product_tiles *t, float *sums, int64_t tile, int row, int rows,
+                          int col, int cols) {
     const product *p = t->p;
     int step = terms_at_once(p->K), in_steps = step < p->K;
     int64_t ldc = in_steps ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
@@ -94,10 +106,11 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
         for (int c = col; c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
             float *y = in_steps ? sums + (c - col) : sums;
-            const bf16 *b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL;
+            const bf16 *b = panels_at(t, c, k), *next = read_next(t, tile, k, c);
+            int twin_is_next = next && p->twin && p->M > 1;
             kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
                                  .b = b,
-                                 .next = read_next(p, b, t->panel),
+                                 .next = twin_is_next ? b + twin_panels : next,
                                  .c = y,
                                  .lda = p->lda,
                                  .panel = t->panel,
@@ -107,6 +120,7 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
             if (p->twin) {
                 o.b += twin_panels;
                 o.c += twin_sums;
+                o.next = p->M == 1 ? next + twin_panels : next;
                 kernel_product(o, rows, (int)pack_panels(n), k > 0);
             }
             if (k + terms < p->K) continue;
@@ -163,7 +177,7 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
         if (p->kind == PRODUCT_TN)
             gradient_tile(t, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
         else
-            multiply_tile(t, sums, row, rows, col, cols);
+            multiply_tile(t, sums, i, row, rows, col, cols);
     }
     kernel_end();
 }

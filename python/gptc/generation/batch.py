@@ -83,6 +83,11 @@ class _Feed:
         scored = sample is not None and sample.unscored > 0
         return [scored] * (len(self.tokens) - 1) + [scored or self.ends] + [True] * len(self.guess)
 
+    @property
+    def place(self) -> int:
+        """That among the feeds of a step."""
+        return 1 if len(self.tokens) == 1 else 0 if self.ends else 2
+
 
 def _rows(feeds: list[_Feed]) -> tuple[TokenArray, TokenArray, list[bool]]:
     """The tokens of a step, their sequences, and which of them are wanted."""
@@ -331,9 +336,12 @@ class Batch:
         first: dict[AdapterCopy | None, int] = {}
         for index in sorted(feeds):
             first.setdefault(self._slots[index].adapter, index)
-        # Those of an adapter are neighbours.
-        order = sorted(feeds, key=lambda index: (first[self._slots[index].adapter], index))
-        return [feeds[index] for index in order]
+        # Those of an adapter are neighbours; among them the wanted rows, which the head reads its
+        # weights for once: the last of a prompt, then the single tokens, then other prompts.
+        return sorted(
+            feeds.values(),
+            key=lambda feed: (first[feed.slot.adapter], feed.place, feed.slot.index),
+        )
 
     def _unread(self, slot: _Slot) -> list[int]:
         """The tokens of the sample that are not yet in the cache."""

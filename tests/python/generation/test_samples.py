@@ -11,6 +11,7 @@ from gptc.errors import GptcError
 from gptc.generation import batch
 from gptc.generation.decoder import Generation, generate, stream
 from gptc.generation.options import Sampling
+from gptc.generation.request import make_request
 from gptc.generation.sampling import draw_tokens
 from gptc.tokenizer.base import Tokenizer
 from scripted import Script
@@ -53,6 +54,37 @@ def test_samples_may_end_at_different_times(
     assert [len(s.tokens) for s in generation.samples] == [12, 3, 12, 3]
     for sample in generation.samples:
         assert [sample.text] == generate(writer, tokenizer, "abc", seed=sample.index, **options)
+
+
+def test_the_rows_of_a_step_that_are_drawn_from_are_neighbours(
+    writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[list[int], list[bool]]] = []
+
+    def seen(*step: Any) -> list[tuple[int, Any]]:
+        steps.append((list(step[2]), list(step[3])))
+        return draw_tokens(*step)
+
+    monkeypatch.setattr(batch, "draw_tokens", seen)
+    options: dict[str, Any] = {"max_tokens": 6, "sampling": Sampling(seed=1)}
+    with writer.session(4) as session:
+        together = batch.Batch(session, tokenizer, chunk=4)
+        samples = []
+        for text in ("abc" * 5, "b", "c" * 13, "de" * 5):
+            request = make_request(writer, tokenizer, text, **options)
+            samples += list(request.samples(tokenizer))
+            list(together.join(samples[-1]))
+            list(together.step())
+        while together.active:
+            list(together.step())
+    assert [sample.text for sample in samples] == [
+        generate(writer, tokenizer, text, seed=1, max_tokens=6)[0]
+        for text in ("abc" * 5, "b", "c" * 13, "de" * 5)
+    ]
+    assert any(len(set(seqs)) == 4 and len(seqs) > 4 for seqs, _ in steps)
+    for _, want in steps:
+        first = want.index(True)
+        assert all(want[first : first + sum(want)])
 
 
 def test_an_empty_prompt_begins_a_document(writer: Model, tokenizer: Tokenizer) -> None:
