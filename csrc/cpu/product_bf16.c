@@ -182,6 +182,11 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     kernel_end();
 }
 
+/* Columns that the busiest thread multiplies, if tiles have `cols` of them and threads take turns. */
+static int64_t busiest_columns(const product *p, int n_threads, int cols) {
+    return cpu_div_up(cpu_div_up(p->N, cols), n_threads) * cols;
+}
+
 /* Tiles of about the same size, and enough of them for the threads to end together. */
 static int64_t split(product_tiles *t, int n_threads, int most_cols) {
     const product *p = t->p;
@@ -197,6 +202,12 @@ static int64_t split(product_tiles *t, int n_threads, int most_cols) {
     t->rows = cpu_min(ROWS, (int)cpu_round_up(cpu_div_up(p->M, n_rows), 16));
     t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), GROUP_COLS));
     t->n_rows = (int)cpu_div_up(p->M, t->rows);
+    int64_t least = busiest_columns(p, n_threads, t->cols);
+    for (int cols = t->cols; p->M <= FEW && cols >= LEAST_COLS; cols -= GROUP_COLS) {
+        if (busiest_columns(p, n_threads, cols) >= least) continue;
+        least = busiest_columns(p, n_threads, cols);
+        t->cols = cols;
+    }
     return t->n_rows * cpu_div_up(p->N, t->cols);
 }
 
