@@ -5,7 +5,8 @@
 
 #define OUTPUTS(name, ...)                                                                         \
     void outputs_of_##name(const struct name *op, output *out) {                                   \
-        const output list[MAX_OUTPUTS] = {__VA_ARGS__, NONE};                                      \
+        const output list[] = {__VA_ARGS__, NONE};                                                 \
+        _Static_assert(sizeof list <= MAX_OUTPUTS * sizeof *list, "MAX_OUTPUTS is too small");     \
         (void)op;                                                                                  \
         memcpy(out, list, sizeof list);                                                            \
     }
