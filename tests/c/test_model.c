@@ -10,7 +10,7 @@
 static void test_reference(void) {
     place_begin();
     EXPECT(place_next());
-    for (int f = 0; f < families_there(); f++) {
+    for (int f = 0; f < TEST_COUNT(families); f++) {
         enum { B = 2, T = 5 };
         const gpt_config *c = &families[f].config;
         name_case(&families[f], B, T);
@@ -71,7 +71,7 @@ static void check_against_reference(const family *f, gpt_model *model, int B, in
 
 static void test_against_reference(void) {
     EACH_PLACE {
-        for (int f = 0; f < families_there(); f++) {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
             gpt_model *model = new_model(&families[f].config, 1, 3, 0, 0.0f);
             check_against_reference(&families[f], model, 3, 24);
             check_against_reference(&families[f], model, 1, 1);
@@ -161,7 +161,7 @@ static void test_documents(void) {
         gpt_model *dynamic = new_model(&lowered.config, 1, 3, 0, 0.0f);
         check_documents(&lowered, dynamic);
         gpt_model_free(dynamic);
-        for (int f = 0; f < families_there(); f++) {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
             gpt_model *model = new_model(&families[f].config, 1, 3, 0, 0.0f);
             check_documents(&families[f], model);
             gpt_model_free(model);
@@ -246,7 +246,7 @@ static void test_finite_differences(void) {
     EACH_PLACE {
         /* bfloat16 has no digits left for differences, and more threads compute nothing else. */
         if (test.act_bytes != 4 || places[place.at].threads > 1) continue;
-        for (int k = 0; k < families_there() * TEST_COUNT(dropouts); k++) {
+        for (int k = 0; k < TEST_COUNT(families) * TEST_COUNT(dropouts); k++) {
             const family *f = &families[k / TEST_COUNT(dropouts)];
             problem p = {.c = &f->config, .B = 2, .T = 11, .dropout = dropouts[k % 2]};
             test_case("%s dropout=%g", f->name, p.dropout);
@@ -284,7 +284,7 @@ static void check_initial(const gpt_param *p, const float *x, const gpt_config *
 
 static void test_init(void) {
     EACH_PLACE {
-        for (int f = 0; f < families_there(); f++) {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
             const gpt_config *c = &families[f].config;
             test_case("%s", families[f].name);
             gpt_model *model = new_model(c, 1, 1, 0, 0.0f);
@@ -314,7 +314,7 @@ static void test_init(void) {
 static void test_first_loss(void) {
     enum { B = 3, T = 24 };
     EACH_PLACE {
-        for (int f = 0; f < families_there(); f++) {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
             const gpt_config *c = &families[f].config;
             name_case(&families[f], B, T);
             gpt_model *model = new_model(c, 0, B, T, 0.0f);
