@@ -140,8 +140,8 @@ typedef struct gpt_segment {
 #define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
 /* Those of DoRA. */
 #define GPT_DORA_OPS(X) X(dora_inputs) X(dora_gain) X(dora_backward)
-/* Those of experts: what touches activations and float32 parameters, and the products. A backend without
- * them has NULL in all of their slots. */
+/* Those of experts: what touches activations and float32 parameters, and the products. A table without
+ * those has NULL in their slots. */
 #define GPT_ROUTE_OPS(X)  X(route_forward) X(route_backward) X(expert_spread) X(expert_combine)
 #define GPT_EXPERT_OPS(X) X(expert_forward) X(expert_backward)
 #define GPT_OPS(X)                                                                                 \

@@ -184,8 +184,11 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
 
 /* Whether the device computes the model. */
 static int check_device(const gpt_config *c, const gpt_ops *ops) {
-    if (!c->n_expert || ops->route_forward) return GPT_OK;
-    return fail(GPT_ERR_ARGUMENT, "a GPU does not compute models with experts: use --device cpu");
+    if (!c->n_expert || ops->expert_forward) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT,
+                "a GPU computes experts in fp32 and bf16 alone, not with weights of fewer bits "
+                "(%s): use --dtype bf16 or --device cpu",
+                ops->name);
 }
 
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {

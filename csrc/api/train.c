@@ -243,11 +243,18 @@ static int end_pass(gpt_model *m) {
 
 static void forward_backward(gpt_model *m, const batch *x, int64_t micro, float scale) {
     const gpt_ops *ops = m->ops;
-    int32_t scale_bits;
+    int32_t scale_bits, balance_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
+    memcpy(&balance_bits, &x->balance, sizeof balance_bits);
     bool documents = m->acts.positions != NULL;
-    const int64_t key[] = {
-        (int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits, documents, x->row};
+    const int64_t key[] = {(int64_t)(intptr_t)m->arena,
+                           x->B,
+                           x->T,
+                           x->first,
+                           scale_bits,
+                           balance_bits,
+                           documents,
+                           x->row};
     if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m, micro);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {

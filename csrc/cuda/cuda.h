@@ -59,6 +59,7 @@ typedef float elem;
     X(norm_workspace)                                                                              \
     X(qk_norm_workspace)                                                                           \
     X(lora_workspace)                                                                              \
+    X(route_workspace)                                                                             \
     X(attention_workspace) X(grad_norm_workspace) X(muon_workspace) X(sample_workspace)
 #define CUDA_WEIGHT_WORKSPACES(X) X(linear_workspace) X(head_workspace) X(classifier_workspace)
 #define CUDA_WORKSPACE(name)      size_t CUDA_NAME(name)(const gpt_shape *shape)
@@ -77,6 +78,8 @@ GPT_WEIGHT_OPS(CUDA_DECLARE)
 GPT_ACT_OPS(CUDA_DECLARE_ACTS)
 GPT_LORA_OPS(CUDA_DECLARE_ACTS)
 GPT_DORA_OPS(CUDA_DECLARE_ACTS)
+GPT_ROUTE_OPS(CUDA_DECLARE_ACTS)
+GPT_EXPERT_OPS(CUDA_DECLARE)
 CUDA_WEIGHT_WORKSPACES(CUDA_DECLARE_WORKSPACE)
 CUDA_ACT_WORKSPACES(CUDA_DECLARE_ACTS_WORKSPACE)
 int cuda_peak(gpt_ctx *ctx, double *flops, double *bytes);

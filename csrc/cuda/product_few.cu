@@ -2,48 +2,10 @@
  * for all rows of a, and nobody waits for one part of it before asking for the next. A row's bits do not
  * depend on how many there are. */
 #include "epilogue.h"
+#include "few.h"
 #include "weights.h"
 
-enum {
-    WARPS = 4,
-    THREADS = WARPS * WARP,
-    STEP = (int)WARP * (int)PACK, /* terms that a warp reads at once */
-    FEW_ROWS = 8,
-    AHEAD = 3,        /* vectors of b that a lane has on their way at a time */
-    LEAST_BLOCKS = 6, /* of a multiprocessor: see few_product_kernel */
-};
-
-static __device__ inline void add_dot(float &sum, const chunk &a, const chunk &b) {
-#pragma unroll
-    for (int i = 0; i < PACK; i++) sum = fmaf(number(a, i), number(b, i), sum);
-}
-
-static __device__ inline chunk load_chunk(const elem *from, bool there) {
-    chunk c = {};
-    if (there) c = *(const chunk *)from;
-    return c;
-}
-
-/* Logarithm of the number of warps that share a column of the product: so many that each reads its terms
- * at once, as far as those of a block go. */
-static inline int log2_column_warps(int K) {
-    int log2 = 0;
-    while (1 << log2 < WARPS && (AHEAD * STEP) << log2 < K) log2++;
-    return log2;
-}
-
-/* The sum over the n warps of a column, in its first. Of M numbers, lane m has number m. */
-template <int M> static __device__ inline float add_warps(float x, int n) {
-    float *room = shared_memory<float>(); /* (WARPS, M) */
-    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    bool is_first = (warp & (n - 1)) == 0;
-    if (lane < M) room[warp * M + lane] = x;
-    __syncthreads();
-#pragma unroll
-    for (int i = 1; i < WARPS; i++)
-        if (i < n && is_first && lane < M) x += room[(warp + i) * M + lane];
-    return x;
-}
+enum { FEW_ROWS = 8 };
 
 /* T is what the product holds, M its rows. Left to itself, the compiler asks for one vector after the
  * other, to save registers for more blocks than LEAST_BLOCKS. */

@@ -30,6 +30,13 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     .weight_bytes = NULL, .blocks_bytes = NULL, .blocks_pack = NULL, .blocks_unpack = NULL,
 #endif
 
+/* Experts' products read bf16 or float32 weights. */
+#ifdef CUDA_QUANT
+#define EXPERTS .expert_forward = NULL, .expert_backward = NULL,
+#else
+#define EXPERTS GPT_EXPERT_OPS(FILL)
+#endif
+
 const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),
                           .act_bytes = sizeof(elem),
                           .makes_activations = 0,
@@ -66,4 +73,4 @@ const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),
 #define FILL(name)      .name = CUDA_NAME(name),
 #define FILL_ACTS(name) .name = CUDA_ACTS_NAME(name),
                               GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS) GPT_DORA_OPS(FILL_ACTS)
-                                  GPT_WEIGHT_OPS(FILL)};
+                                  GPT_ROUTE_OPS(FILL_ACTS) EXPERTS GPT_WEIGHT_OPS(FILL)};

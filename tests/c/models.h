@@ -203,15 +203,10 @@ static inline int place_next(void) {
 /* Runs what follows for each device, dtype and level of this machine. Do not leave it by break. */
 #define EACH_PLACE for (place_begin(); place_next();)
 
-/* How many families this place has: a GPU has no experts, which are the last. */
-static inline int families_there(void) {
-    return TEST_COUNT(families) - (place.options.device == GPT_DEVICE_CUDA);
-}
-
 /* How many families to run here. More threads change how the ops share their work, not what a model
  * makes of them, and where there are fewer cores than threads they are slow. */
 static inline int families_here(void) {
-    return places[place.at].threads > 1 ? 2 : families_there();
+    return places[place.at].threads > 1 ? 2 : TEST_COUNT(families);
 }
 
 /* ---- models ---- */

@@ -246,7 +246,7 @@ static void test_config_contradictions(void) {
 }
 
 static void test_param_table(void) {
-    for (int f = 0; f < families_there(); f++) {
+    for (int f = 0; f < TEST_COUNT(families); f++) {
         const gpt_config *c = &families[f].config;
         int n = gpt_config_param_count(c);
         gpt_param p, other;

@@ -255,7 +255,8 @@ static void check_plan(const gpt_config *c, int training, int max_batch, int max
     EXPECT(p.train_flops_per_token == 3 * p.forward_flops_per_token);
 }
 
-/* A token reads the experts that it has, and everything else. A GPU has no experts. */
+/* A token reads the experts that it has, and everything else. A GPU has no experts
+ * of int8. */
 static void test_active_parameters(void) {
     EACH_PLACE {
         gpt_config c = families[TEST_COUNT(families) - 1].config;
@@ -263,10 +264,11 @@ static void test_active_parameters(void) {
         gpt_model *model = NULL;
         test_case("experts");
         if (place.options.device != GPT_DEVICE_CPU) {
-            EXPECT(gpt_plan_memory(&c, &place.options, &all) == GPT_ERR_ARGUMENT);
-            EXPECT(gpt_model_create(&c, &place.options, &model) == GPT_ERR_ARGUMENT);
-            EXPECT(strstr(gpt_last_error(), "use --device cpu"));
-            continue;
+            gpt_options fewer = place.options;
+            fewer.dtype = GPT_DTYPE_INT8;
+            EXPECT(gpt_plan_memory(&c, &fewer, &all) == GPT_ERR_ARGUMENT);
+            EXPECT(gpt_model_create(&c, &fewer, &model) == GPT_ERR_ARGUMENT);
+            EXPECT(strstr(gpt_last_error(), "(cuda int8): use --dtype bf16 or --device cpu"));
         }
         EXPECT_OK(gpt_plan_memory(&c, &place.options, &all));
         EXPECT(all.n_active_params == all.n_params);
@@ -280,7 +282,7 @@ static void test_active_parameters(void) {
 
 static void test_plan(void) {
     EACH_PLACE {
-        for (int f = 0; f < families_there(); f++) {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
             test_case("%s", families[f].name);
             check_plan(&families[f].config, 0, 0, 0);
             check_plan(&families[f].config, 0, 3, 7);

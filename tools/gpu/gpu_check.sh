@@ -184,7 +184,7 @@ configure=("$cmake" -S . -B "$BUILD" -DGPTC_TESTS=ON)
 [ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
 command -v ninja >/dev/null && configure+=(-G Ninja)
 [ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
-names=(adamw attention attention_int8 context draws dropout embedding linear classifier muon norm quant blocks packed lora adapters dora rope sgd model session device)
+names=(adamw attention attention_int8 context draws dropout embedding linear classifier muon norm quant blocks packed lora adapters dora experts rope sgd model session device)
 if [ "$EMULATE" = 1 ]; then
     configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON)
     [ -e "$BUILD/CMakeCache.txt" ] || configure+=(-DGPTC_CPU_LEVEL=portable)

@@ -20,6 +20,7 @@ HOT = (
     "attention_decode",
     "norm",
     "classifier",
+    "experts",
     "product_few",
     "product_rows_bf16",
     "small_bf16",
