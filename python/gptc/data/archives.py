@@ -203,9 +203,18 @@ def zip_members(file: IO[bytes], name: str, wanted: Callable[[str], bool]) -> It
                 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     yield path, inner
                 else:
-                    inner.MIN_READ_SIZE = _PACKED_BITE  # type: ignore[attr-defined]
-                    bites = iter(partial(cast("Any", inner).read1, _PACKED_BITE), b"")
-                    yield path, cast("IO[bytes]", io.BufferedReader(_Unpacked(bites)))
+                    blocks = _unpack_bites(inner)
+                    yield path, cast("IO[bytes]", io.BufferedReader(_Unpacked(blocks)))
+
+
+def _unpack_bites(member: Any) -> Iterator[bytes]:
+    """A member of a zip archive whose packed bytes are read a bite at a time."""
+    member.MIN_READ_SIZE = _PACKED_BITE
+    while block := member.read1(_PACKED_BITE):
+        yield block
+        # It reads no more of the file than a bite, and gives as much; the rest is in its buffer.
+        while n_bytes := len(member._readbuffer) - member._offset:
+            yield member.read1(min(n_bytes, BLOCK_BYTES))
 
 
 class _Zip(zipfile.ZipFile):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from gptc.engine import library
-from gptc.engine.arrays import whole
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora
 from gptc.errors import EngineError, UsageError
@@ -144,6 +143,8 @@ class Options:
 
     def to_c(self) -> Any:
         """A gpt_options *; "auto" must be resolved."""
+        from gptc.engine.arrays import whole  # which imports NumPy: help and completion do without
+
         lib = library.load().lib
         whole(self.threads, "threads")
         struct = library.new_struct(

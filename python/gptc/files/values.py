@@ -49,17 +49,20 @@ def check_values(data: bytes | memoryview, where: str, name: str, advice: str) -
     pieces = (bytes(data[i : i + _PIECE]) for i in range(0, len(data), _PIECE))
     if sum(map(_n_marks, pieces)) <= most:
         return
-    n, end = 0, 0
+    n, end, outside = 0, 0, bytearray()  # what is outside of texts, and not yet counted
     for found in _STRING.finditer(data):
-        n += _n_marks(bytes(data[end : found.start()]))
+        outside += data[end : found.start()]
         end = found.end()
-        if n > most:
-            break
-    if n + _n_marks(bytes(data[end:])) > most:
+        if len(outside) > _PIECE:
+            n += _n_marks(outside)
+            outside.clear()
+            if n > most:
+                break
+    if n + _n_marks(outside) + _n_marks(bytes(data[end:])) > most:
         raise refuse(where, name, advice)
 
 
-def _n_marks(data: bytes) -> int:
+def _n_marks(data: bytes | bytearray) -> int:
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 

@@ -10,12 +10,13 @@ is compared from several beginnings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import islice
 
 import numpy as np
 
-from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 
 _BEFORE, _AFTER = 1024, 256  # bytes around a cut that are compared
 _BEGINNINGS = (0, -64, -63)  # characters of those before it
@@ -45,10 +46,12 @@ def checked_cut(tokenizer: Tokenizer, data: bytes | bytearray) -> int:
             continue
         near = data[max(0, at - _BEFORE) : at], data[at : word.start() + _AFTER]
         before, after = (part.decode("utf-8", errors="ignore") for part in near)
+        rest = cache(partial(tokenizer.encode, after, True))
         # A token that must be a whole word (`single_word`) is not found after a letter.
-        if at < _BEFORE and not _joins(tokenizer, before, after, continued=False):
+        if at < _BEFORE and not _joins(tokenizer, before, after, rest, continued=False):
             continue
-        if all(_joins(tokenizer, before[i:], after, continued=True) for i in _BEGINNINGS):
+        begun = dict.fromkeys(before[i:] for i in _BEGINNINGS)  # the same text if it is short
+        if all(_joins(tokenizer, text, after, rest, continued=True) for text in begun):
             return at
     mark = data.rfind(END_OF_TEXT.encode())
     return mark if mark > 0 and tokenizer.end_of_text is not None else 0
@@ -67,7 +70,8 @@ def cut_inside(tokenizer: Tokenizer, data: bytes | bytearray, continued: bool) -
         if tokenizer.takes_spaces and text[at - 1].isspace():
             continue  # a token that takes this one may follow
         near = text[max(0, at - _INSIDE_NEAR) : at], text[at : at + _INSIDE_NEAR]
-        if not _joins(tokenizer, *near, continued=True):
+        after = partial(tokenizer.encode, near[1], True)
+        if not _joins(tokenizer, *near, after, continued=True):
             continue
         rest = tokenizer.encode(text[at:], continued=True)
         if 0 < len(rest) < len(whole) and np.array_equal(whole[-len(rest) :], rest):
@@ -75,10 +79,15 @@ def cut_inside(tokenizer: Tokenizer, data: bytes | bytearray, continued: bool) -
     return 0
 
 
-def _joins(tokenizer: Tokenizer, before: str, after: str, continued: bool) -> bool:
-    """Whether the tokens of two texts, one after the other, are those of both as one."""
+def _joins(
+    tokenizer: Tokenizer, before: str, after: str, rest: Callable[[], Tokens], continued: bool
+) -> bool:
+    """Whether the tokens of two texts, one after the other, are those of both as one.
+
+    `rest` gives the tokens of the second.
+    """
     first = tokenizer.encode(before, continued)
     both = tokenizer.encode(before + after, continued)
     if not np.array_equal(both[: len(first)], first):
         return False
-    return np.array_equal(both[len(first) :], tokenizer.encode(after, True))
+    return np.array_equal(both[len(first) :], rest())

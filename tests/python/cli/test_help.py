@@ -32,6 +32,17 @@ def test_help_names_every_command_and_imports_none(tmp_path: Path) -> None:
         assert re.search(rf"^  {name} +\w", "\n".join(text), re.MULTILINE)
 
 
+def test_help_and_completion_do_without_numpy() -> None:
+    """It takes as long to import as all else that they need; three commands list the formats."""
+    names = [name for name in COMMANDS if name not in ("import", "export", "verify")]
+    code = (
+        f"import sys; from gptc.cli import run; codes = [run([n, '--help']) for n in {names}];"
+        "print(set(codes), 'numpy' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.splitlines()[-1] == "{0} False"
+
+
 def test_the_table_of_commands_is_true() -> None:
     with click.Context(cli) as ctx:
         for name in COMMANDS:

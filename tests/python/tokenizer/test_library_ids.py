@@ -10,7 +10,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,14 @@ KINDS: dict[str, Callable[[], tuple[Tokenizer, Ids]]] = {
         for flag in ("lstrip", "rstrip", "single_word", "normalized")
     },
 }
+
+
+@cache
+def made(kind: str) -> tuple[Tokenizer, Ids]:
+    """A tokenizer of KINDS and its library's ids, trained once for all tests."""
+    return KINDS[kind]()
+
+
 each_kind = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -191,7 +199,7 @@ def some_text(rng: random.Random, n_words: int) -> str:
 
 @each_kind
 def test_a_text(kind: str) -> None:
-    ours, theirs = KINDS[kind]()
+    ours, theirs = made(kind)
     rng = random.Random(1)
     texts = [" wind of", "  two", " ", "   ", "\nx", "x", "", " \n x", *LINES]
     for text in [*texts, *TEXTS, *(some_text(rng, 20) for _ in range(200))]:
@@ -255,7 +263,7 @@ def test_a_text_comes_back(kind: str) -> None:
 
 @each_kind
 def test_every_cut(kind: str) -> None:
-    ours, _ = KINDS[kind]()
+    ours, _ = made(kind)
     rng = random.Random(22)
     n_cuts = 0
     for _ in range(20):
@@ -281,7 +289,7 @@ def test_every_cut_between_words_that_are_tokens(
 
 @each_kind
 def test_a_place_without_spaces(kind: str) -> None:
-    ours, theirs = KINDS[kind]()
+    ours, theirs = made(kind)
     rng = random.Random(33)
     found = 0
     runs = ["a" * 300, "the" * 100, "東京" * 100, "12" * 150, " " * 300, "\n" * 300, "é.," * 90]
@@ -299,7 +307,7 @@ def test_a_place_without_spaces(kind: str) -> None:
 def test_a_dataset(
     kind: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = KINDS[kind]()
+    ours, theirs = made(kind)
     set_block(monkeypatch, 64)
     monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", longest)
     n_pieces = 0
