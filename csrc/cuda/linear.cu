@@ -5,8 +5,6 @@
 #include "columns.h"
 #include "weights.h"
 
-enum { THREADS = 256 };
-
 /* The workspace of this file: quantized weights as bf16 again, a product that no output has room for,
  * and sums. */
 typedef struct linear_memory {
@@ -39,7 +37,7 @@ CUDA_WORKSPACE(linear_workspace) {
 
 /* For n numbers, W of them a thread. */
 static inline dim3 grid_of(int64_t n, int W) {
-    return dim3((unsigned)div_up(n, THREADS * W));
+    return dim3((unsigned)div_up(n, BLOCK_THREADS * W));
 }
 
 /* ---- forward ---- */
@@ -60,7 +58,7 @@ template <int W> static __device__ inline void add_bias(float (&x)[W], const ele
 }
 
 template <int W> static __global__ void activation_forward_kernel(activation_args a) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
     int twin = is_gated(a.activation) ? a.F : 0, f = (int)(i % a.F);
     int64_t at = i / a.F * (a.F + twin) + f;
@@ -121,7 +119,7 @@ CUDA_OP(linear_forward) {
     int W = OC % PACK == 0 ? PACK : 1;
     if (a.b || activation != GPT_ACT_NONE)
         launch(ctx, W == 1 ? activation_forward_kernel<1> : activation_forward_kernel<PACK>,
-               grid_of((int64_t)N * OC, W), THREADS, 0, a);
+               grid_of((int64_t)N * OC, W), BLOCK_THREADS, 0, a);
 }
 
 /* ---- backward ---- */
@@ -134,7 +132,7 @@ typedef struct activation_backward_args {
 } activation_backward_args;
 
 template <int W> static __global__ void activation_backward_kernel(activation_backward_args a) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
     int twin = is_gated(a.activation) ? a.F : 0;
     int64_t at = i / a.F * (a.F + twin) + i % a.F;
@@ -181,7 +179,7 @@ CUDA_OP(linear_backward) {
         int W = IC % PACK == 0 ? PACK : 1;
         if (activation != GPT_ACT_NONE)
             launch(ctx, W == 1 ? activation_backward_kernel<1> : activation_backward_kernel<PACK>,
-                   grid_of((int64_t)N * IC, W), THREADS, 0, a);
+                   grid_of((int64_t)N * IC, W), BLOCK_THREADS, 0, a);
     }
 
     product dweight = {.kind = PRODUCT_TN,

@@ -18,8 +18,9 @@ list(FILTER cuda_int4_sources INCLUDE REGEX "/(linear|head|classifier|table|prod
 
 # Files that take nvcc less time than CUDA's headers do, which it reads for the host and for each target, are
 # compiled as one for each dtype. So they share no names.
-set(small "adamw|blocks_packed|context|dora|dropout|embedding|grad_norm|graph|head|lora|muon|peak|plan_store|product_packed|product_plain|product_quant|qk_norm|rope|route|sgd")
-set(small "/(${small}|table|weights|weights_quant|weights_int4)\\.cu$")
+set(small "adamw|blocks_packed|boxes|context|dora|dropout|embedding|grad_norm|graph|head|linear|lora|muon|peak|plan_store")
+set(small "${small}|product|product_packed|product_plain|product_quant|qk_norm|rope|route|sgd|table")
+set(small "/(${small}|weights|weights_quant|weights_int4)\\.cu$")
 foreach(dtype device fp32 bf16 quant packed int4)
   set(sources ${cuda_${dtype}_sources})
   list(FILTER sources INCLUDE REGEX "${small}")

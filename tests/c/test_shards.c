@@ -17,6 +17,7 @@ typedef struct task {
     gpt_lora lora; /* rank 0: all parameters are trained */
 } task;
 
+/* Without numbers. */
 static gpt_model *rank_model(const task *t, int rank, int size, int *status) {
     gpt_options options = place.options;
     gpt_model *model = NULL;
@@ -25,8 +26,6 @@ static gpt_model *rank_model(const task *t, int rank, int size, int *status) {
     options.optimizer = t->optimizer, options.muon_rows = t->optimizer == GPT_OPTIMIZER_MUON;
     if (t->sharded) options.n_shards = size, options.shard = rank;
     *status = gpt_model_create(t->config, &options, &model);
-    if (*status == GPT_OK) *status = gpt_model_init(model, 3);
-    if (*status == GPT_OK && t->lora.rank) *status = gpt_model_init_lora(model, 5);
     return model;
 }
 
@@ -103,6 +102,8 @@ static int train_rank(job *j, gpt_comm *comm, int rank, gpt_model *models[2]) {
     const task *t = j->given;
     float *x = j->x[rank], *results = x + j->n - 2 * STEPS;
     memset(x, 0, sizeof *x * (size_t)j->n); /* states may be fewer */
+    TRY(gpt_model_init(models[0], 3));
+    if (t->lora.rank) TRY(gpt_model_init_lora(models[0], 5));
     for (int step = 0; step < STEPS; step++) {
         if (t->lora.rank) {
             TRY(do_step(t, models[0], comm, step, results + 2 * step));
@@ -120,8 +121,10 @@ static int train_rank(job *j, gpt_comm *comm, int rank, gpt_model *models[2]) {
 static void run_rank(job *j, gpt_comm *comm, int rank) {
     gpt_model *models[2] = {NULL};
     int *status = &j->status[rank];
-    for (int i = 0; i < 2 && *status == GPT_OK; i++)
-        models[i] = rank_model(j->given, rank, j->size, status);
+    const task *t = j->given;
+    int n_models = t->lora.rank ? 1 : 2;
+    for (int i = 0; i < n_models && *status == GPT_OK; i++)
+        models[i] = rank_model(t, rank, j->size, status);
     if (*status == GPT_OK) *status = train_rank(j, comm, rank, models);
     gpt_model_free(models[0]);
     gpt_model_free(models[1]);
@@ -136,7 +139,7 @@ static void check_bits(const gpt_config *c, const char *name, int size, float dr
     whole.tokens = random_ints(STEPS * size * T, c->vocab_size);
     parts = whole, parts.sharded = true;
     int64_t n = (lora.rank ? 0 : 3 * n_params(c)) + 2 * STEPS;
-    job one = new_job(run_rank, size, n), other = new_job(run_rank, size, n);
+    job one = blank_job(run_rank, size, n), other = blank_job(run_rank, size, n);
     one.given = &whole, other.given = &parts;
     run_job(&one);
     run_job(&other);
@@ -150,7 +153,7 @@ static void check_bits(const gpt_config *c, const char *name, int size, float dr
 }
 
 static job run_task(const task *t, int size) {
-    job j = new_job(run_rank, size, 3 * n_params(t->config) + 2 * STEPS);
+    job j = blank_job(run_rank, size, 3 * n_params(t->config) + 2 * STEPS);
     j.given = t;
     run_good_job(&j);
     return j;

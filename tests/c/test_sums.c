@@ -92,7 +92,7 @@ static void run_rank(job *j, gpt_comm *comm, int rank) {
 }
 
 static job run_task(const task *t, int size) {
-    job j = new_job(run_rank, size, 2 * n_params(t->config) + 2 * STEPS);
+    job j = blank_job(run_rank, size, 2 * n_params(t->config) + 2 * STEPS);
     j.given = t;
     run_good_job(&j);
     return j;

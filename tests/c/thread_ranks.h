@@ -198,12 +198,18 @@ static inline void run_good_job(job *j) {
     }
 }
 
-static inline job new_job(job_function *run, int size, int64_t n) {
+/* Of ranks that have zeros. */
+static inline job blank_job(job_function *run, int size, int64_t n) {
     job j = {.run = run, .size = size, .n = n, .timeout_s = 20, .missing = -1};
-    for (int rank = 0; rank < size; rank++) {
-        j.x[rank] = host_floats(n + 1);
+    for (int rank = 0; rank < size; rank++) j.x[rank] = host_floats(n + 1);
+    return j;
+}
+
+/* Of ranks that have random numbers. */
+static inline job new_job(job_function *run, int size, int64_t n) {
+    job j = blank_job(run, size, n);
+    for (int rank = 0; rank < size; rank++)
         for (int64_t i = 0; i < n; i++) j.x[rank][i] = (float)random_normal();
-    }
     return j;
 }
 

@@ -1,5 +1,4 @@
-/* emulate.cpp: blocks and fibers. A fiber is entered once with makecontext and from then on left and
- * resumed with the compiler's own setjmp and longjmp, which call nothing. */
+/* emulate.cpp: blocks and fibers. */
 #include "emulate.h"
 #include "boxes.h"
 #include "symbols.h"
@@ -7,7 +6,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <map>
 #include <mutex>
@@ -15,6 +16,32 @@
 #include <vector>
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+#ifdef __x86_64__
+/* Leaves one stack and continues on another. What a call must preserve is on the stacks. The return is the
+ * one that the processor predicts, since all fibers wait in the same functions: after a longjmp it is not,
+ * nor are those of the callers. */
+extern "C" void emulate_change(void **from, void *to);
+__asm__(".text\n"
+        ".type emulate_change, @function\n"
+        "emulate_change:\n"
+        "    push %rbp\n"
+        "    push %rbx\n"
+        "    push %r12\n"
+        "    push %r13\n"
+        "    push %r14\n"
+        "    push %r15\n"
+        "    mov %rsp, (%rdi)\n"
+        "    mov %rsi, %rsp\n"
+        "    pop %r15\n"
+        "    pop %r14\n"
+        "    pop %r13\n"
+        "    pop %r12\n"
+        "    pop %rbx\n"
+        "    pop %rbp\n"
+        "    ret\n"
+        ".size emulate_change, . - emulate_change\n");
+#endif
 
 namespace {
 
@@ -39,8 +66,6 @@ struct copy {
     size_t bytes;
 };
 
-using place = void *[5]; /* in code and on a stack, for __builtin_setjmp */
-
 /* A barrier of boxes, by its place in shared memory. */
 struct box_barrier {
     int count, pending; /* arrivals of a phase, and those to come */
@@ -49,6 +74,13 @@ struct box_barrier {
     std::vector<std::function<void()>> boxes,
         there; /* of this phase, and of the one that is over */
 };
+
+/* In code and on a stack. */
+#ifdef __x86_64__
+using place = void *; /* the top of the stack */
+#else
+using place = ucontext_t;
+#endif
 
 /* A stack, which runs one thread after another until one of them waits. */
 struct fiber {
@@ -109,10 +141,6 @@ size_t shared_size;
 bool reversed;
 std::mutex device; /* one launch at a time, whoever starts it */
 
-[[gnu::noinline, noreturn]] void go_to(place &at) {
-    __builtin_longjmp(at, 1);
-}
-
 bool can_run(const thread &t) {
     return !t.done && !(t.waits && t.waits->turn == t.turn);
 }
@@ -154,9 +182,16 @@ place &next_place() {
     return scheduler;
 }
 
-/* Not inlined, and no caller may know which registers it leaves alone: another fiber uses them. */
-[[gnu::noipa]] void give_way(fiber &f) {
-    if (!__builtin_setjmp(f.at)) go_to(next_place());
+void change(place &from, place &to) {
+#ifdef __x86_64__
+    emulate_change(&from, to);
+#else
+    swapcontext(&from, &to);
+#endif
+}
+
+void give_way(fiber &f) {
+    change(f.at, next_place());
 }
 
 void release_if_all(barrier &b) {
@@ -193,13 +228,8 @@ void end_thread() {
     release_if_all(block);
 }
 
-[[gnu::noipa]] void park(fiber &f) {
-    if (!__builtin_setjmp(f.at)) go_to(scheduler);
-}
-
 /* To begin the next thread here saves a kernel that never waits every change of stacks. */
 void fiber_main() {
-    park(fibers[n_fibers]);
     for (;;) {
         fiber *self = threads[current].on;
         for (;;) {
@@ -213,18 +243,20 @@ void fiber_main() {
     }
 }
 
-[[gnu::noipa]] void make_fiber() {
-    static ucontext_t start, left;
-    if (__builtin_setjmp(scheduler)) return;
-    getcontext(&start);
-    start.uc_stack = {stacks + (size_t)n_fibers * STACK_BYTES, 0, STACK_BYTES};
-    start.uc_link = NULL;
-    makecontext(&start, fiber_main, 0);
-    swapcontext(&left, &start);
-}
-
-[[gnu::noipa]] void resume(place &at) {
-    if (!__builtin_setjmp(scheduler)) go_to(at);
+/* It begins in fiber_main. */
+void make_fiber() {
+    unsigned char *stack = stacks + (size_t)n_fibers * STACK_BYTES;
+    place &at = fibers[n_fibers].at;
+#ifdef __x86_64__
+    void **top =
+        (void **)(stack + STACK_BYTES) - 2; /* at multiples of 16 when fiber_main is called */
+    top[0] = (void *)fiber_main;
+    at = top - 6;
+#else
+    getcontext(&at);
+    at.uc_stack = {stack, 0, STACK_BYTES};
+    makecontext(&at, fiber_main, 0);
+#endif
 }
 
 void begin_block(int size) {
@@ -256,7 +288,7 @@ void run_warp(int w) {
     for (int k = first; k < last; k++) {
         int i = reversed ? first + last - 1 - k : k;
         if (!can_run(threads[i])) continue;
-        resume(place_of(i));
+        change(scheduler, place_of(i));
         if (current / EMULATED_LANES == w) return; /* next_place found no other of this warp */
     }
 }
