@@ -30,6 +30,7 @@ import adapter_files
 import body_files
 import chat_files
 import data_files
+import family_files
 import model_files
 import ngram_files
 import packed_files
@@ -64,6 +65,7 @@ _PARTS = (
     pickled_files,
     run_files,
     ngram_files,
+    family_files,
 )
 
 

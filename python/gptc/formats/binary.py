@@ -56,12 +56,16 @@ class Binary(Uncopied):
     def take(self, n_bytes: int, field: str) -> memoryview:
         """The next bytes. GptcError when the file ends before."""
         begin = self.at
-        if n_bytes < 0 or n_bytes > self.size - begin:
-            raise self.damaged(
-                field, f"takes {n_bytes:,} bytes, and the file has {self.size - begin:,} more"
-            )
-        self.at = begin + n_bytes
+        self.skip(n_bytes, field)
         return self.peek(begin, self.at)
+
+    def skip(self, n_bytes: int, field: str) -> None:
+        """Passes over the next bytes. GptcError when the file ends before."""
+        if n_bytes < 0 or n_bytes > self.size - self.at:
+            raise self.damaged(
+                field, f"takes {n_bytes:,} bytes, and the file has {self.size - self.at:,} more"
+            )
+        self.at += n_bytes
 
     def peek(self, begin: int, end: int) -> memoryview:
         """Bytes begin to end, as far as the file has them."""
