@@ -118,7 +118,6 @@ class _Template:
         except BaseException as error:
             self.fault = _fault(error)
 
-
     def render(self, variables: dict[str, Any]) -> str:
         """A text. ValueError when it, or all of the request's, would be too long to be used."""
         text, n = [], 0
