@@ -45,7 +45,8 @@ _MORE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _IN_C = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gptc")
 _OURS = {
-    "n_layer": 2, "n_head": 4, "n_embd": 16, "n_ff": 16, "head_dim": 6, "rope_dim": 4, "pos": "rope",
+    "n_layer": 2, "n_head": 4, "n_embd": 16, "n_ff": 16, "head_dim": 6, "pos": "rope",
+    "rope_dim": 4,
     "parallel": True, "score_scale": 0.5, "score_cap": 9.0, "logit_cap": 9.0, "qk_norm": True,
     "embedding_scale": 2.0, "n_expert": 3, "mlp_bias": False, "qkv_bias": True,
     "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 4, "rope_low_freq": 0.5,

@@ -35,7 +35,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of dataset.json, None without such a file."""
     path = folder / DATASET_FILE
     try:
-        data = read_file(path)
+        data = read_file(path, "json")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:

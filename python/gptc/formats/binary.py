@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError, Uncopied
 from gptc.files.pointers import refuse_pointer
-from gptc.files.values import parse_json
+from gptc.files.values import check_size, parse_json
 
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
@@ -147,6 +147,7 @@ class Binary(Uncopied):
 def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     """The JSON object in a file."""
     file = Binary(path)
+    check_size(file.size, str(path))
     data = parse_json(file.peek(0, file.size), str(path), unique)
     if not isinstance(data, dict):
         raise GptcError(f"{path} is damaged: not a JSON object; copy it again")

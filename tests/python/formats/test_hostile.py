@@ -122,6 +122,28 @@ def test_a_value_of_gguf_that_nobody_reads_takes_no_memory(
     assert fuzz.attempt(target, content) == "read"
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "openai-hparams"])
+def test_json_that_is_too_long_names_its_limit(
+    targets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A text with one emoji takes 4 times its bytes, and its strings again."""
+    target = targets[name]
+    original = target.file.read_bytes()
+    begin = 8 if name == "model.safetensors" else 0
+    end = begin + int.from_bytes(original[:begin], "little") if begin else len(original)
+    longer = original[begin:end].rstrip()[:-1] + b', "zz": "' + b"x" * 9000 + b'"}   '
+    longer += b" " * (-len(longer) % 8)
+    head = len(longer).to_bytes(8, "little") if begin else b""
+    monkeypatch.setenv("GPTC_LIMITS", "json=8K")
+    try:
+        target.read()
+        target.file.write_bytes(head + longer + original[end:])
+        with pytest.raises(GptcError, match=r"exceeds the limit of 8,000 bytes for JSON"):
+            target.read()
+    finally:
+        target.file.write_bytes(original)
+
+
 # ---- wrong numbers ----
 
 
