@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import results
 
 from gptc import GPTConfig, Model
 from gptc.checkpoint import writer
@@ -349,7 +348,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="write results.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         attack = attack_all(options.kills, options.seed, Path(folder))
@@ -358,8 +356,6 @@ def main() -> int:
     where = ", ".join(f"{attack.kills[state]} {state}" for state in STATES)
     result = f"{len(attack.lost)} lost, {len(attack.differing)} differing"
     print(f"{attack.n_kills} kills ({where}): {result}")
-    if options.record:
-        results.record("kills", f"{attack.n_kills} kills: {where}", result)
     return 1 if attack.lost or attack.differing else 0
 
 

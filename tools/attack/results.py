@@ -1,11 +1,12 @@
 """The tables of docs/reliability.md, and the files of results that they are made of.
 
-    python tools/attack/results.py --run mutated strangers    # attacks that are tests, by name
+    python tools/attack/results.py --run mutated kills        # attacks by name, or all
     python tools/attack/results.py --campaign COUNTS          # adds what campaign.py counted
     python tools/attack/results.py --write                    # writes the tables
     python tools/attack/results.py --check                    # compares them only
 
-An attack's own program records its result with --record; one that is a test is run by this one.
+--run records the count and result of a program, or how many tests failed. `clients` needs a server.
+Each row has the day on which it was recorded, and the commit if it is known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +41,22 @@ def read() -> dict[str, dict[str, str]]:
 def record(name: str, count: str, result: str) -> None:
     """Writes the result of an attack, whose description and command are in the file."""
     found = read()
-    found[name] |= {"count": count, "result": result}
+    found[name] |= {"count": count, "result": result, "at": f"{date.today()}, {_commit()}"}
     FILE.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def _commit() -> str:
+    """The commit that is checked out; + after it if files are changed."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.strip() or "unknown"
 
 
 def table(found: dict[str, dict[str, str]]) -> str:
     """The rows in Markdown."""
-    rows = ["| attack | count | result | command |", "| --- | --- | --- | --- |"]
+    rows = ["| attack | count | result | command | recorded |", "| --- | --- | --- | --- | --- |"]
     for row in found.values():
-        rows.append("| {attack} | {count} | {result} | `{command}` |".format(**row))
+        rows.append("| {attack} | {count} | {result} | `{command}` | {at} |".format(**row))
     return "\n".join(rows) + "\n"
 
 
@@ -129,6 +138,38 @@ def run_tests(name: str, command: str) -> None:
     record(name, read()[name]["count"], re.sub(r"^\d+", str(n_failed), result))
 
 
+def run_program(name: str, command: str) -> None:
+    """Runs an attack that is a program; what it prints last has the count and the result."""
+    ran = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = ran.stdout.strip().splitlines() or ["nothing"]
+    last = re.sub(r"^test_\w+: (\d+ checks), ", r"\1: ", lines[-1])  # of a C test
+    found = re.fullmatch(r"([\d,]+ [^:(]*?)(?: \((.*)\))?: (.*)", last)
+    if found is None:
+        sys.exit(f"{name} ends with code {ran.returncode} and prints {lines[-1]!r}")
+    count = f"{found[1]}: {found[2]}" if found[2] else found[1]
+    record(name, count, found[3] if not ran.returncode else f"failed: {found[3]}")
+
+
+def run_campaign(command: str) -> None:
+    """Runs a campaign of another seed, and adds its counts."""
+    seed = 1 + max(map(int, json.loads(COUNTS.read_text())), default=0)
+    path = f"build/campaign-{seed}.json"
+    command = f"{command.partition(' --counts ')[0]} --counts {path} --seed {seed}"
+    subprocess.run(command, shell=True, cwd=ROOT, check=False)  # its failures are in the counts
+    record_campaign(ROOT / path)
+
+
+def run(name: str) -> None:
+    """Runs one attack as its command says, and records its result."""
+    command = read()[name]["command"]
+    if "pytest " in command:
+        run_tests(name, command)
+    elif name == "campaign":
+        run_campaign(command)
+    else:
+        run_program(name, command)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", nargs="+", default=[], metavar="NAME")
@@ -136,8 +177,11 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    for name in options.run:
-        run_tests(name, read()[name]["command"])
+    names = list(options.run)
+    if names == ["all"]:
+        names = [name for name in read() if name != "clients"]
+    for name in names:
+        run(name)
     if options.campaign:
         record_campaign(options.campaign)
     there = PAGE.read_text()

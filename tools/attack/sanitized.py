@@ -18,8 +18,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import results
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 
 import adapter_files
@@ -58,7 +56,6 @@ def main() -> int:
     parser.add_argument("library", nargs="?", type=Path)
     parser.add_argument("--seconds", type=float, default=25, help="of each format")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="write results.json")
     options = parser.parse_args()
     if options.library:
         runtime = subprocess.run(
@@ -77,10 +74,7 @@ def main() -> int:
         counts = read_all(Path(folder), options.seed, options.seconds)
     n_inputs = sum(sum(one.values()) for one in counts.values())
     n_failures = sum(one[outcome] for one in counts.values() for outcome in campaign.FAILURES)
-    print(f"{n_inputs:,} inputs, {n_failures} failures")
-    if options.record:
-        count = f"{n_inputs:,} inputs, {len(counts)} formats"
-        results.record("sanitized", count, f"{n_failures} failures or reports")
+    print(f"{n_inputs:,} inputs, {len(counts)} formats: {n_failures} failures or reports")
     return 1 if n_failures else 0
 
 

@@ -15,6 +15,7 @@ LONGEST_SAMPLE = 5000  # characters: a line is then shorter than the longest
 Parse: TypeAlias = Callable[[bytes], "dict[str, Any] | None"]
 
 _LONGEST = 1 << 16  # bytes of a line
+_DIGITS = 18  # of a whole number: larger ones are damage, and may not be floats
 _NUMBERS = ("tokens", "elapsed_s", "train_loss")
 
 
@@ -36,10 +37,16 @@ def sample_of(line: bytes) -> dict[str, Any] | None:
 
 def _of_step(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
+        record = json.loads(line, parse_int=_whole) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _whole(digits: str) -> int:
+    if len(digits.lstrip("-")) > _DIGITS:
+        raise ValueError(digits)
+    return int(digits)
 
 
 def lines_of(file: IO[bytes]) -> Iterator[bytes]:

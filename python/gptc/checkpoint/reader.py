@@ -254,9 +254,11 @@ class Checkpoint(ModelFile):
 def read_json_object(path: Path) -> dict[str, Any]:
     """The content of a file of a checkpoint."""
     try:
-        data = parse_json(read_file(path), str(path))
+        content = read_file(path, "json")
     except OSError as error:
         raise GptcError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        data = parse_json(content, str(path))
     except GptcError:
         raise GptcError(f"{path} is damaged: not JSON" + _way_out(path.parent)) from None
     if not isinstance(data, dict):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
+_MOST_SKIPPED = 1 << 30  # bytes of a line that is too long: a device has no end
 _ANSWER = ("samples", "error")  # keys of an answer; those of the line are dropped
 _EXAMPLE = 'a line looks like {"prompt": "Once upon a time"}'
 
@@ -255,10 +256,13 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _bounded(lines: BinaryIO) -> Iterator[bytes]:
-    """Each line, or the beginning of one that exceeds the limit."""
+    """Each line, or the beginning of one that exceeds the limit. GptcError for one without end."""
     while line := lines.readline(limit("line") + 1):
-        rest = line
+        rest, n_skipped = line, 0
         while rest and not rest.endswith(b"\n"):
+            n_skipped += len(rest)
+            if n_skipped > _MOST_SKIPPED:
+                raise refuse("a line of the prompts", "line", "give JSON lines")
             rest = lines.readline(1 << 20)
         yield line
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import recorded_checksum, value_checksum
+from gptc.files.limits import read_file
+from gptc.files.values import check_values
 
 SPLITS = ("train", "val")
 DATASET_FILE = "dataset.json"
@@ -33,11 +35,14 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of dataset.json, None without such a file."""
     path = folder / DATASET_FILE
     try:
-        meta = json.loads(path.read_bytes())
+        data = read_file(path, "json")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    check_values(data, str(path), "entries", "prepare the dataset with a larger --shard-tokens")
+    try:
+        meta = json.loads(data)
     except (ValueError, RecursionError):
         meta = None
     damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")

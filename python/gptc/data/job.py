@@ -29,6 +29,7 @@ from gptc.data.stories import SEPARATOR
 from gptc.errors import GptcError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.download import ProgressCallback
+from gptc.files.limits import read_file
 from gptc.files.whole import remove, sync_folder, write_file
 from gptc.files.words import plural
 from gptc.tokenizer.base import END_OF_TEXT, FILE_NAME, Tokenizer
@@ -179,8 +180,8 @@ class Job:
     def _resume_or_begin(self, plan: dict[str, Any]) -> None:
         """Keeps the finished shards of the same preparation. GptcError when they are another's."""
         try:
-            old = json.loads(self._plan.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            old = json.loads(read_file(self._plan))
+        except (OSError, ValueError, RecursionError, GptcError):
             old = None
         if old != plan:
             if old is not None and read_lines(self._journal) and not self.force:

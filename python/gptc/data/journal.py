@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gptc.data.shards import HEADER_BYTES, shard_format
+from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum, value_checksum
+from gptc.files.limits import read_file
 from gptc.tokenizer.base import Tokenizer
 
 _TYPES = {"split": str, "file": str, "tokens": int, "bytes": int, "checksum": str}
@@ -34,8 +36,8 @@ def line_of(entry: dict[str, Any]) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal up to the first that was cut off, damaged or lost."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError:
+        lines = read_file(path).splitlines(keepends=True)
+    except (OSError, GptcError):
         return []
     found, numbers = [], Counter[str]()
     for line in lines:

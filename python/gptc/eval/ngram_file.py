@@ -138,7 +138,7 @@ def open_ngrams(path: str | Path, check_sum: bool = True) -> NgramFile:
 
 def _meta(file: Path) -> dict[str, Any]:
     try:
-        meta = parse_json(read_file(file), str(file), True)
+        meta = parse_json(read_file(file, "json"), str(file), True)
     except OSError as error:
         raise GptcError(f"cannot read {file}: {error.strerror}") from None
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:

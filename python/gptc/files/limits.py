@@ -41,7 +41,9 @@ LIMITS = {
     "pattern": Limit(128 << 10, "bytes for a regex, a grammar or a JSON schema"),
     "request": Limit(8 << 20, "bytes for a request to a server"),
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
-    "tokenizer": Limit(64 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
+    # A text with one emoji takes 4 times as much memory, and its strings again.
+    "json": Limit(24 << 20, "bytes for JSON of a model or dataset"),
+    "tokenizer": Limit(64 << 20, "bytes for a file of a tokenizer"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),
     "links": Limit(10_000, "followed links that leave a folder of sources"),
 }

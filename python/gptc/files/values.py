@@ -35,6 +35,12 @@ def parse_json(
         raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
 
 
+def check_size(n_bytes: int, where: str) -> None:
+    """GptcError for JSON of a model or dataset that is too long to be read."""
+    if n_bytes > limit("json"):
+        raise refuse(where, "json", "no model needs so much")
+
+
 def is_finite(x: float) -> bool:
     """Whether a number of any size is a finite float; a whole number of JSON may be too large."""
     try:

@@ -1,6 +1,6 @@
 """Work on what strangers made, as in `bounded`, in processes that are ready for the next request.
 
-    answer = warm_answer(program, template, request, seconds=10, n_bytes=1 << 29)
+    answer = warm_answer(program, template, request, seconds=4, n_bytes=1 << 29)
 
 A process is prepared with the stranger's data once, within limits. It forks for each request, and
 the copy has its limits, so no request sees another one. Whatever fails ends the process.

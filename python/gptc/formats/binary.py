@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError, Uncopied
 from gptc.files.pointers import refuse_pointer
-from gptc.files.values import parse_json
+from gptc.files.values import check_size, parse_json
 
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
@@ -56,12 +56,16 @@ class Binary(Uncopied):
     def take(self, n_bytes: int, field: str) -> memoryview:
         """The next bytes. GptcError when the file ends before."""
         begin = self.at
-        if n_bytes < 0 or n_bytes > self.size - begin:
-            raise self.damaged(
-                field, f"takes {n_bytes:,} bytes, and the file has {self.size - begin:,} more"
-            )
-        self.at = begin + n_bytes
+        self.skip(n_bytes, field)
         return self.peek(begin, self.at)
+
+    def skip(self, n_bytes: int, field: str) -> None:
+        """Passes over the next bytes. GptcError when the file ends before."""
+        if n_bytes < 0 or n_bytes > self.size - self.at:
+            raise self.damaged(
+                field, f"takes {n_bytes:,} bytes, and the file has {self.size - self.at:,} more"
+            )
+        self.at += n_bytes
 
     def peek(self, begin: int, end: int) -> memoryview:
         """Bytes begin to end, as far as the file has them."""
@@ -143,6 +147,7 @@ class Binary(Uncopied):
 def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     """The JSON object in a file."""
     file = Binary(path)
+    check_size(file.size, str(path))
     data = parse_json(file.peek(0, file.size), str(path), unique)
     if not isinstance(data, dict):
         raise GptcError(f"{path} is damaged: not a JSON object; copy it again")

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 from gptc.errors import GptcError
 
 
+def is_size(value: Any) -> bool:
+    """Whether a value is a whole number above 0 that computations take, as floats too."""
+    return type(value) is int and 0 < value < 1 << 62
+
+
 class ConfigJson(NamedTuple):
     """A config.json, and the name of its file in errors."""
 
@@ -19,8 +24,8 @@ class ConfigJson(NamedTuple):
         value = self.data.get(key)
         if value is None:
             raise GptcError(f"{self.where} lacks {key}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GptcError(f"{self.where}: {key} is {value!r}, not a whole number above 0")
+        if not is_size(value):
+            raise GptcError(f"{self.where}: {key} is {value!r:.40}, not a whole number above 0")
         return value
 
     def flag(self, key: str) -> bool:

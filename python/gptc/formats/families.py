@@ -596,7 +596,7 @@ def missing_features(data: Mapping[str, Any]) -> Iterator[str]:
     known = {name for family in FAMILIES for name in family.activations}
     for key in ACTIVATION_KEYS:
         kind = data.get(key)
-        if kind is not None and kind not in known:
+        if kind is not None and str(kind) not in known:
             yield f"the activation {kind}" if str(kind).isidentifier() else "its activation"
     if (
         isinstance(kinds := data.get("layer_types"), list)

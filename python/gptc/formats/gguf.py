@@ -21,7 +21,9 @@ from gptc.formats.families import BIASES, SOFT_CAPS, Family
 from gptc.formats.format import Format
 from gptc.formats.gguf_container import (
     CODES,
+    LONGEST_TEXT,
     MAGIC,
+    MAX_STRINGS,
     STRING,
     Array,
     read_text,
@@ -58,6 +60,9 @@ _PLAIN = {
     "residual_scale": (0.0, "a factor of the branches"),
     "logit_scale": (0.0, "a factor of the logits"),
 }
+
+
+_MOST_UNREAD = 64  # numbers or texts of an array that an error may show
 
 
 class GgufModel(ModelFile):
@@ -143,9 +148,9 @@ class GgufModel(ModelFile):
 
     def tokenizer(self) -> Tokenizer:
         values = {
-            key.removeprefix("tokenizer.ggml."): self._strings_or_numbers(value)
+            name: self._strings_or_numbers(value, key, name in gguf_tokenizer.LISTS)
             for key, value in self.metadata.items()
-            if key.startswith("tokenizer.ggml.")
+            if (name := key.removeprefix("tokenizer.ggml.")) != key
         }
         values["chat_template"] = gguf_tokenizer.chat_templates(self.metadata)
         tokenizer = gguf_tokenizer.from_gguf(values, str(self.path))
@@ -156,13 +161,20 @@ class GgufModel(ModelFile):
             )
         return tokenizer
 
-    def _strings_or_numbers(self, value: Any) -> Any:
-        """The value of a key: arrays as lists."""
+    def _strings_or_numbers(self, value: Any, key: str, is_list: bool) -> Any:
+        """The value of a key: an array as a list, which is empty for a long one that nobody reads.
+
+        A list takes up to 40 times as much memory as the array.
+        """
         if not isinstance(value, Array):
             return value
         file, (kind, count, file.at) = self._file, value
+        if not is_list and count > _MOST_UNREAD:
+            return []
+        file.within(f"count of {key}", count, 0, MAX_STRINGS, file.at)
         if kind == STRING:
-            return [read_text(file, f"string {i} of an array") for i in range(count)]
+            names = (f"string {i} of an array" for i in range(count))
+            return [read_text(file, name, LONGEST_TEXT, 0) for name in names]
         return list(file.numbers(CODES[kind], count, "an array"))
 
     def _config(self) -> dict[str, Any]:

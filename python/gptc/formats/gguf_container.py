@@ -29,14 +29,15 @@ _UNREAD |= {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 
 # Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_BOOL, STRING, _ARRAY = 7, 8, 9
+_BYTE, _BOOL, STRING, _ARRAY = 1, 7, 8, 9
 
 # More than any model has, and few enough to read in a moment.
 _MAX_TENSORS = 1 << 17
 _MAX_KEYS = 1 << 16
 _MAX_KEY = (1 << 16) - 1
 _MAX_TENSOR_NAME = 64
-_MAX_STRINGS = 1 << 22
+MAX_STRINGS = 1 << 22
+LONGEST_TEXT = 1 << 22  # bytes of a text that is decoded, which may take 4 times as many
 
 
 class Array(NamedTuple):
@@ -84,7 +85,7 @@ def read_metadata(file: Binary, n_keys: int) -> dict[str, Any]:
         value = found[key] = _read_value(file, key)
         if isinstance(value, Array) and value.kind == STRING:
             n_strings += value.length
-            file.within("the number of strings", n_strings, 0, _MAX_STRINGS, at)
+            file.within("the number of strings", n_strings, 0, MAX_STRINGS, at)
     return found
 
 
@@ -92,16 +93,16 @@ def _read_value(file: Binary, key: str) -> Any:
     at = file.at
     kind = file.number(UINT32, f"type of {key}")
     if kind == STRING:
-        return read_text(file, key)
+        return _read_text_value(file, key)
     if kind != _ARRAY:
         return _scalar(file, key, kind, at)
     kind, count = file.number(UINT32, f"type of {key}"), file.number(UINT64, f"count of {key}")
     array = Array(kind, count, file.at)
     if kind == STRING:
-        file.within(f"count of {key}", count, 0, _MAX_STRINGS, at + 8)
+        file.within(f"count of {key}", count, 0, MAX_STRINGS, at + 8)
         file.skip_strings(count, key)
     elif kind in CODES:
-        file.take(count * struct.calcsize(f"<{CODES[kind]}"), key)
+        file.skip(count * struct.calcsize(f"<{CODES[kind]}"), key)
     else:
         raise file.damaged(f"type of {key}", f"is an array of type {kind}", at + 4)
     return array
@@ -113,12 +114,22 @@ def _scalar(file: Binary, key: str, kind: int, at: int) -> Any:
     return file.number(CODES[kind], key)
 
 
-def read_text(file: Binary, field: str, most: int | None = None) -> str:
+def _read_text_value(file: Binary, key: str) -> str | Array:
+    """A string; a long one, which nobody reads, as an array of bytes."""
+    at = file.at
+    length = file.number(UINT64, f"length of {key}")
+    if length > LONGEST_TEXT:
+        file.skip(length, key)
+        return Array(_BYTE, length, at + 8)
+    file.at = at
+    return read_text(file, key, LONGEST_TEXT, 0)
+
+
+def read_text(file: Binary, field: str, most: int, least: int = 1) -> str:
     """The next string: its length, then UTF-8."""
     at = file.at
     length = file.number(UINT64, f"length of {field}")
-    if most is not None:
-        file.within(f"length of {field}", length, 1, most, at)
+    file.within(f"length of {field}", length, least, most, at)
     try:
         return bytes(file.take(length, field)).decode()
     except UnicodeDecodeError:

@@ -47,6 +47,14 @@ _PARTS = (
 # The pre-tokenizers after whose names llama.cpp puts BOS before a text, if no key says otherwise.
 _WITH_BOS = frozenset(name for name in CUTS if CUTS[name] in (CUTS["llama-bpe"], CUTS["tekken"]))
 
+LISTS: dict[str, tuple[type, ...]] = {
+    "tokens": (str,),
+    "merges": (str,),
+    "token_type": (int,),
+    "scores": (int, float),
+}
+"""The keys whose values are lists, and the types of their items."""
+
 _TEMPLATE = "tokenizer.chat_template"  # of other templates, a point and their name follow
 
 # ---- writing ----
@@ -218,19 +226,13 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
 def _check_types(values: dict[str, Any], where: str) -> None:
     """GptcError for a key of another type than llama.cpp's."""
     kinds = {"model": (str,), "pre": (str,)}
-    lists: dict[str, tuple[type, ...]] = {
-        "tokens": (str,),
-        "merges": (str,),
-        "token_type": (int,),
-        "scores": (int, float),
-    }
     for key, kind in kinds.items():
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise GptcError(f"{where}: tokenizer.ggml.{key} is {values[key]!r:.40}, not a text")
     for name, text in (values.get("chat_template") or {}).items():
         if not isinstance(text, str):
             raise GptcError(f"{where}: its chat template {name} is {text!r:.40}, not a text")
-    for key, item in lists.items():
+    for key, item in LISTS.items():
         found = values.get(key)
         if found is None:
             continue

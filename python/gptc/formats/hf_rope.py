@@ -12,6 +12,7 @@ from typing import Any
 
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.formats.config_json import is_size
 from gptc.formats.families import dynamic_length
 
 # Ours and theirs, of each way in which rotary frequencies are lowered.
@@ -140,9 +141,10 @@ def _longrope(rope: Mapping[str, Any], longest: int, where: str) -> dict[str, An
         for value in values
     ]
     original = rope["original_max_position_embeddings"]
-    if isinstance(original, bool) or not isinstance(original, int) or original < 1:
+    if not is_size(original):
         raise GptcError(
-            f"{where}: original_max_position_embeddings is {original!r}, not a whole number above 0"
+            f"{where}: original_max_position_embeddings is {original!r:.40}, not a whole number "
+            "above 0"
         )
     if rope.get("attention_factor") is not None:
         attention = _short(_number(rope, "attention_factor", where))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
+from gptc.files.limits import read_file
 from gptc.formats import layout
 from gptc.formats.binary import Binary, is_plain_name, read_json
 from gptc.formats.format import Format
@@ -79,7 +80,7 @@ class OpenaiModel(ModelFile):
     def tokenizer(self) -> Tokenizer:
         """GPT-2's, unless encoder.json and vocab.bpe are others than in OpenAI's folders."""
         merges = self.path / MERGES
-        if merges.is_file() and not is_gpt2s(merges.read_bytes()):
+        if merges.is_file() and not is_gpt2s(read_file(merges)):
             theirs = folder.read_files(self.path)
             if theirs is not None:
                 return theirs

@@ -265,7 +265,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The adapter_config.json of a folder. GptcError for what the engine does not compute."""
     file = folder / CONFIG
     try:
-        data = parse_json(read_file(file), str(file))
+        data = parse_json(read_file(file, "json"), str(file))
     except OSError as error:
         raise GptcError(f"cannot read {file}: {error.strerror}") from None
     if not isinstance(data, dict):

@@ -18,7 +18,7 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
-from gptc.files.values import parse_json
+from gptc.files.values import check_size, parse_json
 from gptc.formats.binary import Binary, is_plain_name, read_json
 from gptc.formats.model_file import Entry, TensorTable, same_bytes
 from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec, encoded
@@ -190,7 +190,9 @@ def _read_header(file: Binary) -> dict[str, Entry]:
 
 def _parse_header(file: Binary, length: int) -> dict[str, Any]:
     try:
-        header = parse_json(file.take(length, "header"), f"{file.path}: header at byte 8", True)
+        where = f"{file.path}: header at byte 8"
+        check_size(length, where)
+        header = parse_json(file.take(length, "header"), where, True)
     except GptcError as error:
         raise GptcError(f"{file.path} has a damaged safetensors header ({error})") from None
     if not isinstance(header, dict) or "" in header:

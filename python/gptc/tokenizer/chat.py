@@ -24,9 +24,12 @@ from gptc.files.warm import warm_answer
 from gptc.tokenizer.base import Tokenizer, any_of
 from gptc.tokenizer.marks import DEFAULT
 
-_SECONDS = 10  # and one for each MB, of one core
+_SECONDS = 4  # and one for each MB, of one core
 _BYTES = 1 << 29  # of address space
 _BYTES_EACH = 64  # for each byte of a request
+# A text has at most as many characters as a template, and so many for each byte of a request; all
+# texts of a request have so many.
+_TIMES, _IN_ALL = 4, 1 << 26
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one field, by three names
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use
@@ -158,9 +161,12 @@ def render_several(
         raise refuse("the chat template", "template", "use another one")
     several = [{"variables": variables, "ends": ends} for variables, ends in conversations]
     try:
-        data = json.dumps({"several": several, "mark": mark}).encode()
+        conversed = json.dumps(several)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages or tools are not values of JSON: {error}") from None
+    more = _TIMES * len(conversed)
+    head = json.dumps({"mark": mark, "longest": most + more, "most": _IN_ALL + more})
+    data = f'{head[:-1]}, "several": {conversed}}}'.encode()
     program = Path(__file__).with_name("render.py")
     n_texts = sum(len(ends) for _, ends in conversations)
     seconds, n_bytes = _SECONDS + len(data) // 1_000_000, _BYTES + _BYTES_EACH * len(data)

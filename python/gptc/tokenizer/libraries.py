@@ -24,7 +24,7 @@ MOST_IDS = 1 << 24
 _SPARE_IDS = 1 << 16  # without a token: vocabularies are padded
 
 _VERSION = 1  # of the texts that are tried
-_SECONDS = 10  # and one for each MB, of one core
+_SECONDS = 4  # and one for each MB, of one core
 _BYTES = 1 << 30  # of address space; a library reserves more than it uses
 _BYTES_EACH = 48  # for each byte of a definition
 

@@ -1,10 +1,11 @@
 """A program that renders a chat template as transformers does: `chat` runs it within limits.
 
     template = prepare(b"{{ messages[0].content }}")
-    answer(template, b'{"mark": "|", "several": [...]}')
+    answer(template, b'{"mark": "|", "longest": 1000, "most": 9000, "several": [...]}')
 
-A request is JSON: a mark, and `several` conversations: their variables, and in `ends` the numbers
-of messages at which to end and whether the prompt for an answer follows. The answer is JSON too:
+A request is JSON: a mark, the most characters of a text and of all, and `several` conversations:
+their variables, and in `ends` the numbers of messages at which to end and whether the prompt for an
+answer follows. The answer is JSON too:
 for each, {"texts": […]}, or {"refused": …} for a message of the template itself, or {"error": …}.
 It imports nothing of gptc, to start soon. files/forker.py calls the two functions.
 """
@@ -107,14 +108,26 @@ def _environment(mark: Callable[[], str]) -> jinja2.Environment:
 
 
 class _Template:
-    """A template, or its fault. `mark` is that of the request."""
+    """A template, or its fault. `mark`, `longest` and `most` are those of the request."""
 
     def __init__(self, text: str) -> None:
         self.mark, self.fault = "", {}
+        self.longest = self.most = 0
         try:
-            self.render = _environment(lambda: self.mark).from_string(text).render
+            self._template = _environment(lambda: self.mark).from_string(text)
         except BaseException as error:
             self.fault = _fault(error)
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """A text. ValueError when it, or all of the request's, would be too long to be used."""
+        text, n = [], 0
+        for piece in self._template.generate(variables):
+            n += len(piece)
+            if n > (most := min(self.longest, self.most)):
+                raise ValueError(f"its text has more than {most:,} characters")
+            text.append(piece)
+        self.most -= n
+        return "".join(text)
 
 
 def prepare(template: bytes) -> _Template:
@@ -130,6 +143,7 @@ def answer(template: _Template, data: bytes) -> bytes:
         try:
             request = json.loads(data)
             template.mark = request["mark"]
+            template.longest, template.most = request["longest"], request["most"]
             found = {"several": [_rendered(template, **one) for one in request["several"]]}
         except BaseException as error:
             found = _fault(error)
@@ -143,7 +157,7 @@ def _rendered(template: _Template, variables: dict[str, Any], ends: list[Any]) -
         for n, add_generation_prompt in ends:
             some = {"messages": variables.get("messages", [])[:n]}
             some["add_generation_prompt"] = add_generation_prompt
-            texts.append(template.render(**{**variables, **some}))
+            texts.append(template.render({**variables, **some}))
     except MemoryError:
         raise
     except BaseException as error:

@@ -52,6 +52,13 @@ class _Checkpoint(NamedTuple):
     best: Path | None  # the one with the lowest loss
 
 
+def _check_files(path: Path) -> None:
+    """GptcError where lines would be written to a pipe or a device, which may wait for ever."""
+    for file in (path / METRICS, path / SAMPLES):
+        if file.exists() and not file.is_file():
+            raise GptcError(f"{file} is not a regular file: remove it, or choose another --out")
+
+
 class RunFolder:
     """The folder of the current run, locked until `close`."""
 
@@ -70,6 +77,7 @@ class RunFolder:
             if chosen is not None:
                 chosen.mkdir(parents=True, exist_ok=True)
             path = chosen or _new_folder(ROOT / default_name(options))
+            _check_files(path)
             metrics = (path / METRICS).open("a", encoding="utf-8")
         except OSError as error:
             raise GptcError(

@@ -67,7 +67,7 @@ def _checksum(tensors: dict[str, FloatArray]) -> FloatArray:
     """The digits of the checksum of tensors and their names (32,)."""
     checksum = Checksum()
     for name in sorted(tensors):
-        checksum.update(f"{name} {tensors[name].shape}".encode())
+        checksum.update(f"{name} {tensors[name].shape}".encode("utf-8", "surrogatepass"))
         checksum.update(tensors[name].tobytes())
     return np.array([int(digit, 16) for digit in checksum.value().partition(":")[2]], np.float32)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptc import Model
+from gptc.cli import prompts
 from gptc.cli.prompts import sample_json
 from gptc.generation import request
 from gptc.generation.decoder import generate
@@ -168,3 +169,14 @@ def test_tokens_are_shown_with_their_spaces() -> None:
     sample: Any = SimpleNamespace(request=SimpleNamespace(options=options), **values)
     (found,) = sample_json(sample, tokenizer)["logprobs"]
     assert (found["token"], found["top"][0]["token"]) == (" ", " ")
+
+
+@pytest.mark.timeout(60)
+def test_a_line_without_an_end_ends_the_command(
+    infer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "_MOST_SKIPPED", 20 << 20)
+    ran = infer("--prompts", "/dev/zero", "--max-tokens", 2)
+    assert ran.code == 1
+    assert "a line of the prompts exceeds the limit of" in ran.err
+    assert ran.err.count("\n") == 1

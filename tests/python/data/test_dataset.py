@@ -100,6 +100,29 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     Dataset.open(out).verify()
 
 
+def test_a_description_that_has_no_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe, a device, a file of more values than memory has room for."""
+    file = tmp_path / DATASET_FILE
+    os.mkfifo(file)
+    with pytest.raises(GptcError, match=r"dataset\.json is not a regular file"):
+        Dataset.open(tmp_path)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(GptcError, match=r"dataset\.json is not a regular file"):
+        Dataset.open(tmp_path)
+    file.unlink()
+    monkeypatch.setenv("GPTC_LIMITS", "entries=1K")
+    file.write_text("[" + "[]," * 1000 + "[]]")
+    with pytest.raises(GptcError, match=r"limit of 1,000 JSON values .* a larger --shard-tokens"):
+        Dataset.open(tmp_path)
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(GptcError, match="exceeds the limit of 25,165,824 bytes"):
+        Dataset.open(tmp_path)
+
+
 def test_a_flipped_bit_of_a_file_of_a_dataset_is_noticed(tmp_path: Path) -> None:
     """A number of dataset.json stays a number, and a token stays in the vocabulary."""
     out = tmp_path / "out"

@@ -332,3 +332,13 @@ def test_documents_without_number_take_no_memory(
     dataset = prepare([str(source)], tmp_path / "out", val_fraction=0.25)
     assert dataset.n_tokens("val") / (1000 * 18) == pytest.approx(0.25, abs=1 / 16)
     assert dataset.tokenizer.decode_bytes(dataset.shard("val", 0)[:14]) == b"<|endoftext|>\n"
+
+
+@pytest.mark.parametrize("name", ["plan.json", "journal.jsonl"])
+def test_a_pipe_in_the_place_of_what_was_done_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    source, out = tmp_path / "text.txt", tmp_path / "out"
+    source.write_text(text(2000))
+    assert prepare_killed(2, [str(source)], out, shard_tokens=300) is None
+    (out / ".partial" / name).unlink()
+    os.mkfifo(out / ".partial" / name)
+    prepare([str(source)], out, shard_tokens=300).verify()

@@ -281,6 +281,14 @@ def case_of(name: str) -> reference.Case:
         ),
         (
             "phi3-long",
+            {
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+                "max_position_embeddings": 10**400,
+            },
+            "max_position_embeddings is 10{39}, not a whole number",
+        ),
+        (
+            "phi3-long",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": 5}},
             "needs short_factor and long_factor, lists",
         ),

@@ -262,6 +262,8 @@ def test_other_formats_refuse_what_they_cannot_hold(
         ({"num_hidden_layers": 10**11, "layer_types": ["full_attention"]}, "layer_types with"),
         ({"model_type": "qwen2", "use_sliding_window": "no"}, "'no', not true or false"),
         ({"model_type": "x", "hidden_act": "a\nb"}, r"\(gptc lacks its activation\)"),
+        ({"model_type": "x", "hidden_act": {"a": 1}}, r"\(gptc lacks its activation\)"),
+        ({"model_type": [1], "hidden_activation": []}, r"\(gptc lacks its activation\)"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "for full_attention alone"),
     ],
 )  # fmt: skip

@@ -42,7 +42,7 @@ def written(path: Path, whole: GgufModel, **options: Any) -> Path:
         if type(value) in add and key not in ("general.architecture", "general.alignment"):
             add[type(value)](key, value)
         elif key.startswith("tokenizer.") and type(value) not in add:
-            values = whole._strings_or_numbers(value)
+            values = whole._strings_or_numbers(value, key, True)
             if values:
                 writer.add_array(key, values)
     for name in whole.tensors.shapes:

@@ -55,6 +55,7 @@ def test_what_is_whole_of_other_targets_is_read(targets: dict[str, Any]) -> None
     starts = ("adapter-", "gguf-lora", "chats", "mask", "dataset.json-", "shard-", "body-", "tool-")
     starts += ("packed-", "gguf-split", "pairs-", "prepare-", "reference", "optimizer", "api-keys")
     starts += ("nanogpt", "pytorch_model")  # where PyTorch is installed
+    starts += ("config.json-", "c-config-", "gguf-", "ngrams")
     chosen = [name for name in targets if name.startswith(starts) or name.endswith("-qwen")]
     assert len(chosen) > 50
     for name in chosen:
@@ -92,6 +93,53 @@ def test_truncation_at_every_byte(targets: dict[str, Any], name: str) -> None:
             with pytest.raises(GptcError) as caught:
                 target.read()
             assert "\n" not in str(caught.value), length
+    finally:
+        target.file.write_bytes(original)
+
+
+# ---- long values ----
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.charsmap", "tokenizer.chat_template", "general.x"])
+@pytest.mark.parametrize("kind", [0, 8, 10, 12])
+def test_a_value_of_gguf_that_nobody_reads_takes_no_memory(
+    targets: dict[str, Any], tmp_path: Path, key: str, kind: int
+) -> None:
+    """A list of Python takes 16 to 40 times as much as the array, a text with an emoji 4 times."""
+    content = targets["gguf"].file.read_bytes()
+    if kind == 8:
+        value = struct.pack("<IQ", 8, 24 << 20) + b"x" * ((24 << 20) - 4) + "\U0001f600".encode()
+    else:
+        item = {0: "<B", 10: "<Q", 12: "<d"}[kind]
+        value = struct.pack("<IIQ", 9, kind, 4 << 20) + struct.pack(item, 300 % 256) * (4 << 20)
+    name = key.encode()
+    name += b"_" * (-(8 + len(name) + len(value)) % 32)  # what follows stays aligned
+    value = struct.pack("<Q", len(name)) + name + value
+    (n_keys,) = struct.unpack_from("<Q", content, 16)
+    path = tmp_path / "model.gguf"
+    target = targets["gguf"]._replace(file=path, read=lambda: open_model(path).tokenizer())
+    content = content[:16] + struct.pack("<Q", n_keys + 1) + value + content[24:]
+    assert fuzz.attempt(target, content) == "read"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "openai-hparams"])
+def test_json_that_is_too_long_names_its_limit(
+    targets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A text with one emoji takes 4 times its bytes, and its strings again."""
+    target = targets[name]
+    original = target.file.read_bytes()
+    begin = 8 if name == "model.safetensors" else 0
+    end = begin + int.from_bytes(original[:begin], "little") if begin else len(original)
+    longer = original[begin:end].rstrip()[:-1] + b', "zz": "' + b"x" * 9000 + b'"}   '
+    longer += b" " * (-len(longer) % 8)
+    head = len(longer).to_bytes(8, "little") if begin else b""
+    monkeypatch.setenv("GPTC_LIMITS", "json=8K")
+    try:
+        target.read()
+        target.file.write_bytes(head + longer + original[end:])
+        with pytest.raises(GptcError, match=r"exceeds the limit of 8,000 bytes for JSON"):
+            target.read()
     finally:
         target.file.write_bytes(original)
 

@@ -176,6 +176,10 @@ HOSTILE = {
     "{{ '%9999999999d' % 1 }}": "too much memory",
     "{% set n = namespace(a='a') %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}"
     "{{ n.a }}": "too much memory",
+    # Of a text, tokens take 36 times as much memory.
+    "{{ 'a' * 2 * 10**6 }}": "its text has more than 1,048,",
+    "{% for i in range(9999) %}{{ 'a' * 999 }}{% endfor %}": "its text has more than 1,048,",
+    "{{ lipsum(n=9999) }}": "its text has more than 1,048,",
     "{% for i in range(10**9) %}{% endfor %}": "Range too big",
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
     "{% endfor %}": "longer than 1 s",
@@ -204,6 +208,18 @@ def test_a_template_that_fails_is_one_line(
     assert HOSTILE[template] in said
     assert "\n" not in said
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_text_may_be_as_long_as_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"messages": [message("user", "a" * 3_000_000)]}
+    template = "{% for i in range(n) %}{{ messages[0].content }}{% endfor %}"
+    assert len(render(template, {**long, "n": 4})) == 12_000_000
+    with pytest.raises(GptcError, match=r"its text has more than 1[23],"):
+        render(template, {**long, "n": 5})
+    monkeypatch.setattr(chat, "_IN_ALL", 0)
+    ends = [(1, False)] * 5
+    (found,) = chat.render_several(template, [({**long, "n": 1}, ends)])
+    assert "its text has more than" in str(found)
 
 
 def test_a_template_may_refuse_messages() -> None:

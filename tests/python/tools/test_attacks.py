@@ -73,6 +73,31 @@ def test_a_campaign_is_recorded_by_format(recorded: ModuleType, tmp_path: Path) 
     assert "| 18 inputs, 2 formats | 2 failures |" in page
 
 
+@pytest.mark.parametrize(
+    ("printed", "count", "result"),
+    [
+        (
+            "500 kills (3 in saves, 9 elsewhere): 0 lost",
+            "500 kills: 3 in saves, 9 elsewhere",
+            "0 lost",
+        ),
+        ("x\n10,000 calls by 8 threads: 0 failures", "10,000 calls by 8 threads", "0 failures"),
+        ("test_x: 7 checks, 0 failed", "7 checks", "0 failed"),
+        ("7 inputs, 8 formats: 1 failure; exit 1", "7 inputs, 8 formats", "failed: 1 failure"),
+    ],
+)
+def test_a_program_is_recorded_with_its_day_and_commit(
+    recorded: ModuleType, printed: str, count: str, result: str
+) -> None:
+    text, _, code = printed.partition("; exit ")
+    recorded.run_program("kills", f"printf '{text}\\n'; exit {code or 0}")
+    row = recorded.read()["kills"]
+    assert (row["count"], row["result"]) == (count, result)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d, ([0-9a-f]{7,}\+?|unknown)", row["at"])
+    with pytest.raises(SystemExit, match="kills ends with code 1 and prints 'no'"):
+        recorded.run_program("kills", "echo no; exit 1")
+
+
 def test_campaigns_of_several_seeds_add_up(recorded: ModuleType, tmp_path: Path) -> None:
     recorded.record_campaign(_campaign(tmp_path, 1, x=9, a=9))
     recorded.record_campaign(_campaign(tmp_path, 2, x=10, b=8))
@@ -88,6 +113,26 @@ def test_each_command_names_files_that_exist(results: ModuleType) -> None:
     for row in results.read().values():
         for name in re.findall(r"(?:tools|tests)/[\w/.]+\.(?:py|supp)", row["command"]):
             assert (ROOT / name).is_file(), name
+
+
+def test_each_fault_of_a_command_is_found() -> None:
+    spec = importlib.util.spec_from_file_location("commands", ATTACKS / "commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(commands)
+    good = commands.Outcome(1, "note: x\ngptc: error: x is damaged\n", 1.0, 9)
+    assert commands.fault(good, 9) is None
+    assert commands.fault(good._replace(code=0, said="seed 1\n"), 9) is None
+    for changes, why in (
+        ({"code": -6}, "ends with -6"),
+        ({"said": "gptc: error: unexpected KeyError: 1\n"}, "ends with 1"),
+        ({"said": ""}, "prints 0 errors"),
+        ({"said": "gptc: error: x\ny\n"}, "prints 1 errors"),
+        ({"cpu_s": 11.0}, "takes 11.0 s"),
+        ({"n_bytes": (200 << 20) + 19}, "takes 200 MiB"),
+    ):
+        assert commands.fault(good._replace(**changes), 9) == why
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the attack needs Linux")

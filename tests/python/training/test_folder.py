@@ -84,6 +84,15 @@ def test_two_processes_cannot_train_into_one_folder(options: Options) -> None:
 # ---- contents of a folder ----
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_pipe_in_the_place_of_lines_is_not_waited_for(options: Options, name: str) -> None:
+    out = Path(options["out"])
+    out.mkdir(parents=True)
+    os.mkfifo(out / name)
+    with pytest.raises(GptcError, match=f"{name} is not a regular file: remove it"):
+        train(options)
+
+
 def test_nothing_is_left_behind_by_options_that_fail(options: Options) -> None:
     with pytest.raises(UsageError):
         train({**options, "n_head": 5})

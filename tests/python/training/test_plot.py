@@ -25,6 +25,17 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotl
 Gptc = Callable[..., Any]
 
 
+@pytest.mark.parametrize("key", ["step", "tokens", "elapsed_s", "train_loss", "val_loss", "lr"])
+def test_a_number_beyond_a_float_is_a_damaged_line(tmp_path: Path, key: str) -> None:
+    run = _write(tmp_path / "run", 9)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for digits in ("9" * 19, "-" + "9" * 400):
+        damaged = json.dumps({**json.loads(lines[2]), key: "?"}).replace('"?"', digits)
+        (run / "metrics.jsonl").write_text("\n".join([*lines[:2], damaged, *lines[3:]]) + "\n")
+        curves = read_curves(run)
+        assert [record["step"] for record in curves.records] == [1, 2, *range(4, 10)]
+
+
 def _write(folder: Path, n: int, *, loss: float = 4.0) -> Path:
     """A run of n steps that is evaluated at each third."""
     folder.mkdir()

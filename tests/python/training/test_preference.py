@@ -180,6 +180,10 @@ def test_a_flipped_bit_of_the_reference_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"".join(tensor_chunks(shapes, tensors.__getitem__)))
     found = reference._read(path, splits, of)
     assert np.array_equal(found["train"], values[:4])
+    odd = {"of": of, "\ud800": values[:1], "checksum": of[:32]}
+    shapes = {name: tensor.shape for name, tensor in odd.items()}
+    path.write_bytes(b"".join(tensor_chunks(shapes, odd.__getitem__)))
+    assert reference._read(path, splits, of) is None
 
 
 def test_pairs_that_are_cut_to_the_same_answer_are_left_out(options: dict[str, Any]) -> None:
