@@ -77,18 +77,16 @@ struct gpt_ctx {
     void *scratch;   /* n_threads x CPU_SCRATCH, and CPU_ROUNDED */
 };
 
-/* The scratch memory of each thread within an op, a whole number of pages. */
-#ifdef CPU_BF16
-enum { CPU_SCRATCH = 512 << 10 };
+/* The scratch memory of each thread within an op, a whole number of pages. Behind that of all threads: rows that
+ * product_quant.c rounds once for all its tiles, as many as a piece of a prompt has. */
+#if defined(CPU_QUANT) && defined(CPU_AMX)
+enum { CPU_SCRATCH = 1 << 20, CPU_ROUNDED = 6 << 20 };
+#elif defined(CPU_QUANT)
+enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 4 << 20 };
+#elif defined(CPU_BF16)
+enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
 #else
-enum { CPU_SCRATCH = 0 };
-#endif
-/* Behind that of all threads: rows that product_quant.c rounds once for all its tiles, as many as a piece of a
- * prompt has. */
-#ifdef CPU_QUANT
-enum { CPU_ROUNDED = 2 << 20 };
-#else
-enum { CPU_ROUNDED = 0 };
+enum { CPU_SCRATCH = 0, CPU_ROUNDED = 0 };
 #endif
 
 static inline void *cpu_scratch(const gpt_ctx *ctx, int thread) {

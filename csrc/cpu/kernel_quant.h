@@ -1,4 +1,4 @@
-/* kernel_quant.h: products of rows rounded to 8 bits with weights of 4 to 8 bits, see quant.h. Groups
+/* kernel_quant.h: products of rows rounded to 15 bits with weights of 4 to 8 bits, see quant.h. Groups
  * of terms are summed as integers, on vectors or, for 16 rows at a time, on tiles of AMX. */
 #ifndef CPU_KERNEL_QUANT_H
 #define CPU_KERNEL_QUANT_H
@@ -11,7 +11,7 @@
 
 /* The sum of q in group g of the form. */
 static inline int32_t sum_of(quant_form f, const rounded_rows *a, int row, int g) {
-    const int16_t *sum = a->sum[row];
+    const int32_t *sum = a->sum[row];
     return f.group == QUANT_GROUP ? sum[2 * g] + sum[2 * g + 1] : sum[g];
 }
 
@@ -19,13 +19,6 @@ static inline int32_t sum_of(quant_form f, const rounded_rows *a, int row, int g
 static inline float total_of(quant_form f, const rounded_rows *a, int row, int g, int half) {
     if (f.group == QUANT_GROUP) return a->total[row][g];
     return a->scale[row][g] * (float)a->sum[row][2 * g + half];
-}
-
-/* The sums of both halves of 32 terms, in every lane. */
-static inline vs sum_pairs(const rounded_rows *a, int row, int g) {
-    int32_t both;
-    memcpy(&both, &a->sum[row][2 * g], sizeof both);
-    return (vs)((vi){0} + both);
 }
 
 enum { MOST_VECTORS = BAND_PANELS * VECTORS };
@@ -50,30 +43,12 @@ static inline const uint8_t *scales_of(quant_form f, const band_section *s, int 
     return s->at[v / VECTORS] + quant_in_section(f, s->groups, g).scales;
 }
 
-/* What pairs of each half of 32 terms are multiplied by as they are joined. */
-typedef struct joins {
-    vs by[2][MOST_VECTORS];
-} joins;
-
-SPECIALIZED joins joins_of(quant_form f, const band_section *s, int g, int n) {
-    joins join;
-    UNROLL
-    for (int half = 0; half < quant_halves(f); half++) {
-        UNROLL
-        for (int v = 0; v < n; v++) {
-            vi by = (vi){0} + 1;
-            if (scales_join(f)) by = quant_integers(f, scales_of(f, s, g, v), half, 0, v % VECTORS);
-            join.by[half][v] = pairs_of(by, by);
-        }
-    }
-    return join;
-}
-
-/* Row 0: its sums of upper quads, which are 16 times what they should be, join the others or stay. */
-SPECIALIZED void join_shifted(band_integers *sums, int stay, int n) {
+/* Row 0: its sums of upper quads, of which `shifted` ones are 16 times what they should be, join the others
+ * or stay. */
+SPECIALIZED void join_upper(band_integers *sums, int shifted, int stay, int n) {
     UNROLL
     for (int v = 0; v < n; v++) {
-        vi upper = sums->x[1][0][v] >> 4;
+        vi upper = shifted ? sums->x[1][0][v] >> 4 : sums->x[1][0][v];
         if (stay)
             sums->x[1][0][v] = upper;
         else
@@ -81,93 +56,61 @@ SPECIALIZED void join_shifted(band_integers *sums, int stay, int n) {
     }
 }
 
-/* The sums of u times q of group g: of its halves, or of all where the form has one scale, or where the
- * integer scales join. Where asked, lines of later groups are asked for. */
+/* The sums of u times q of group g: of its halves, or of all where the form has one scale. Where asked,
+ * lines of later groups are asked for. */
 SPECIALIZED band_integers group_sums(quant_form f, const band_section *s, int g, int M, int n) {
-    int in_pairs = quads_in_pairs(f), last = quant_halves(f) - 1, held = 0;
-    int shifted = M == 1 && !HAS_PAIRS && f.bits == 4; /* upper quads are 16 times what they are */
-    int upper_to = shifted ? 1 : last;
+    int last = quant_halves(f) - 1, shifted = M == 1 && f.bits == 4;
+    int upper_to =
+        M == 1 ? 1 : last; /* one row has two sums at a time, which need not wait for each other */
     int64_t at = quant_in_section(f, s->groups, g).chunks;
     band_integers sums = {0};
-    vs pairs[2][BAND][MOST_VECTORS] = {0};
-    joins join = joins_of(f, s, g, in_pairs ? n : 0);
     UNROLL
     for (int i = 0; i < 4; i++) {
-        quad_pair u[MOST_VECTORS];
+        quad_halves lower[MOST_VECTORS], upper[MOST_VECTORS];
         UNROLL
-        for (int v = 0; v < n; v++)
-            u[v] = quad_load(f, s->at[v / VECTORS] + at + v % VECTORS * LANES * QUAD, i, shifted);
+        for (int v = 0; v < n; v++) {
+            quad_pair u =
+                quad_load(f, s->at[v / VECTORS] + at + v % VECTORS * LANES * QUAD, i, shifted);
+            lower[v] = halves_of(u.lower), upper[v] = halves_of(u.upper);
+        }
         for (int v = 0; v < s->asks; v++) {
             ask_for(s->ask[v] + at + i * CHUNK_BYTES);
             if (i + 4 < f.bits) ask_for(s->ask[v] + at + (i + 4) * CHUNK_BYTES);
         }
         UNROLL
         for (int m = 0; m < M; m++) {
-            const int8_t *q = &s->a->q[s->row + m][(s->group + g) * QUANT_GROUP + i * QUAD];
-            int32_t lower, upper;
-            memcpy(&lower, q, sizeof lower);
-            memcpy(&upper, q + 4 * QUAD, sizeof upper);
+            const int16_t *q = &s->a->q[s->row + m][(s->group + g) * QUANT_GROUP + i * QUAD];
+            int32_t x[2], y[2];
+            memcpy(x, q, sizeof x);
+            memcpy(y, q + 4 * QUAD, sizeof y);
             UNROLL
             for (int v = 0; v < n; v++) {
-                if (in_pairs) {
-                    pairs[0][m][v] = pairs_dot(pairs[0][m][v], u[v].lower, lower);
-                    pairs[last][m][v] = pairs_dot(pairs[last][m][v], u[v].upper, upper);
-                } else {
-                    sums.x[0][m][v] = quad_dot(sums.x[0][m][v], u[v].lower, lower);
-                    sums.x[upper_to][m][v] = quad_dot(sums.x[upper_to][m][v], u[v].upper, upper);
-                }
-            }
-        }
-        held += last ? 1 : 2;
-        if (!in_pairs || (held < in_pairs && i < 3)) continue;
-        held = 0;
-        UNROLL
-        for (int half = 0; half <= last; half++) {
-            UNROLL
-            for (int m = 0; m < M; m++) {
-                UNROLL
-                for (int v = 0; v < n; v++) {
-                    vi *to = &sums.x[scales_join(f) ? 0 : half][m][v];
-                    *to = pairs_join(*to, pairs[half][m][v], join.by[half][v]);
-                    pairs[half][m][v] = (vs){0};
-                }
+                vi *to = &sums.x[0][m][v];
+                *to = pairs_dot(pairs_dot(*to, lower[v].even, x[0]), lower[v].odd, x[1]);
+                to = &sums.x[upper_to][m][v];
+                *to = pairs_dot(pairs_dot(*to, upper[v].even, y[0]), upper[v].odd, y[1]);
             }
         }
     }
-    if (shifted) join_shifted(&sums, last, n);
+    if (M == 1) join_upper(&sums, shifted, last, n);
     return sums;
-}
-
-/* The sums of q in both halves of group g, each times its integer scales. */
-static inline vi joined_zeros(quant_form f, const band_section *s, int g, int m, int v) {
-    const uint8_t *scales = scales_of(f, s, g, v);
-    vs by = pairs_of(quant_integers(f, scales, 0, 0, v % VECTORS),
-                     quant_integers(f, scales, quant_halves(f) - 1, 0, v % VECTORS));
-    return pairs_join((vi){0}, sum_pairs(s->a, s->row + m, s->group + g), by);
 }
 
 /* sums += those of group g, by scales and without the factor of the block. */
 SPECIALIZED void add_group(quant_form f, band_sums *sums, const band_section *s, int g, int M,
                            int n) {
     band_integers group = group_sums(f, s, g, M, n);
-    int halves = scales_join(f) ? 1 : quant_halves(f);
     UNROLL
-    for (int half = 0; half < halves; half++) {
+    for (int half = 0; half < quant_halves(f); half++) {
         UNROLL
         for (int v = 0; v < n; v++) {
-            vf scale = {0};
-            if (!scales_join(f))
-                scale = quant_scale(f, scales_of(f, s, g, v), half, 0, v % VECTORS);
+            vf scale = quant_scale(f, scales_of(f, s, g, v), half, 0, v % VECTORS);
             UNROLL
             for (int m = 0; m < M; m++) {
                 int row = s->row + m, at = (s->group + g) * quant_halves(f) + half;
                 vi sum = group.x[half][m][v];
-                if (scales_join(f) && f.zero)
-                    sum -= zero_to_subtract(f) * joined_zeros(f, s, g, m, v);
-                else if (f.zero)
-                    sum -= zero_to_subtract(f) * sum_of(f, s->a, row, at);
-                vf x = __builtin_convertvector(sum, vf);
-                if (!scales_join(f)) x *= scale;
+                if (f.zero) sum -= f.zero * sum_of(f, s->a, row, at);
+                vf x = __builtin_convertvector(sum, vf) * scale;
                 sums->x[m][v] += x * s->a->scale[row][s->group + g];
             }
         }
@@ -259,8 +202,8 @@ static inline const uint8_t *whole_quads(quant_form f, uint8_t *room, const uint
     return room;
 }
 
-/* y (16 rows) += sums, by the scales of half `half` of group g of a section that begins at `at`. */
-SPECIALIZED void add_tile(quant_form f, float *y, int32_t sums[TILE_ROWS][PANEL],
+/* y (16 rows) += the sums of both planes, by the scales of half `half` of group g of a section that begins at `at`. */
+SPECIALIZED void add_tile(quant_form f, float *y, int32_t sums[2][TILE_ROWS][PANEL],
                           const rounded_rows *a, int row, const uint8_t *at, const uint8_t *scales,
                           int g, int half) {
     UNROLL
@@ -271,8 +214,10 @@ SPECIALIZED void add_tile(quant_form f, float *y, int32_t sums[TILE_ROWS][PANEL]
         if (f.scale == SCALE_INT8 && f.rows == 2) least *= quant_block_scale(at, 1, v);
         for (int m = 0; m < TILE_ROWS; m++) {
             vf total = vf_load(y + m * COLS + v * LANES);
-            vi sum;
-            memcpy(&sum, &sums[m][v * LANES], sizeof sum);
+            vi sum, lower;
+            memcpy(&sum, &sums[0][m][v * LANES], sizeof sum);
+            memcpy(&lower, &sums[1][m][v * LANES], sizeof lower);
+            sum = sum * 256 + lower;
             sum -= f.zero * sum_of(f, a, row + m, g * quant_halves(f) + half);
             total += __builtin_convertvector(sum, vf) * (scale * a->scale[row + m][g]);
             if (f.rows == 2) total += least * total_of(f, a, row + m, g, half);
@@ -281,11 +226,11 @@ SPECIALIZED void add_tile(quant_form f, float *y, int32_t sums[TILE_ROWS][PANEL]
     }
 }
 
-/* c (16 rows, one panel) += a b over n_groups groups of 32: each of the form's is one product of
- * tiles, whose sums then meet their scales. */
+/* c (16 rows, one panel) += a b over n_groups groups of 32: each of the form's is a product of
+ * tiles for each plane, whose sums then meet their scales. */
 SPECIALIZED void quant_tiles(quant_form f, float *c, const rounded_rows *a, int row,
                              const panel_part *b, int n_groups) {
-    int32_t sums[TILE_ROWS][PANEL];
+    int32_t sums[2][TILE_ROWS][PANEL];
     uint8_t room[QUADS * CHUNK_BYTES];
     for (int g = 0; g < n_groups; g++) {
         const uint8_t *at = b->at + g / SECTION * quant_section_bytes(f, SECTION);
@@ -295,11 +240,15 @@ SPECIALIZED void quant_tiles(quant_form f, float *c, const rounded_rows *a, int 
         for (int half = 0; half < quant_halves(f); half++) {
             int first = half * f.group;
             tiles_sync();
-            tile_zero(TILE_SUMS);
-            tile_load(TILE_A, &a->q[row][g * QUANT_GROUP + first], (int64_t)sizeof a->q[0]);
             tile_load(TILE_B, quads + first / QUAD * CHUNK_BYTES, CHUNK_BYTES);
-            tile_dot_bytes(TILE_SUMS, TILE_A, TILE_B);
-            tile_store(TILE_SUMS, sums, sizeof sums[0]);
+            UNROLL
+            for (int i = 0; i < 2; i++) {
+                tile_zero(TILE_SUMS);
+                tile_load(TILE_A, &a->plane[i][row][g * QUANT_GROUP + first],
+                          (int64_t)sizeof a->plane[i][0]);
+                tile_dot_bytes(TILE_SUMS, TILE_A, TILE_B);
+                tile_store(TILE_SUMS, sums[i], sizeof sums[i][0]);
+            }
             tiles_sync();
             add_tile(f, c, sums, a, row, at, at + p.scales, g, half);
         }
@@ -325,45 +274,16 @@ SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int 
             quant_band(f, c + i * PANEL, a, 0, b + i, b + i, b->next ? 1 : 0, n_groups, 1, 1);
         return;
     }
+    int band = cpu_max(1, BAND / quant_halves(f));
     const panel_part *ask = b, *end = b->next ? b + panels : b; /* a panel a band */
-    for (; BAND > 1 && row + BAND <= rows; row += BAND, ask += ask < end)
-        quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, BAND, panels);
+    for (; band > 1 && row + band <= rows; row += band, ask += ask < end)
+        quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, band, panels);
+    if (BAND > 4 && band > 4 && row + 4 <= rows) {
+        quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, 4, panels);
+        row += 4, ask += ask < end;
+    }
     for (; row < rows; row++, ask += ask < end)
         quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, 1, panels);
-}
-
-/* Term k of LANES columns from vector v on, of a panel from which n_groups groups are read. */
-SPECIALIZED vf quant_term(quant_form f, const uint8_t *panel, int n_groups, int k, int v) {
-    int g = k / QUANT_GROUP, quad = k % QUANT_GROUP / QUAD, half = k % QUANT_GROUP / f.group;
-    const uint8_t *at = panel + g / SECTION * quant_section_bytes(f, SECTION);
-    quant_place p =
-        quant_in_section(f, cpu_min(SECTION, n_groups - g / SECTION * SECTION), g % SECTION);
-    quad_pair u = quad_load(f, at + p.chunks + v * LANES * QUAD, quad % 4, 0);
-    vi x = (vi)((vu)(quad < 4 ? u.lower : u.upper) >> 8 * (k % QUAD)) & 255;
-    vf scale = quant_scale(f, at + p.scales, half, 0, v), least = {0};
-    if (f.rows == 2) least = quant_scale(f, at + p.scales, half, 1, v);
-    if (f.scale == SCALE_INT8) scale *= quant_block_scale(at, 0, v);
-    if (f.scale == SCALE_INT8 && f.rows == 2) least *= quant_block_scale(at, 1, v);
-    return __builtin_convertvector(x - f.zero, vf) * scale + least;
-}
-
-/* c (rows, panels) += the rows' terms apart. Mostly it is the same one in all rows. */
-SPECIALIZED void add_apart(quant_form f, float *c, const rounded_rows *a, int rows,
-                           const panel_part *b, int n_groups, int panels) {
-    vf w[MOST_VECTORS] = {0};
-    for (int row = 0, known = -1; row < rows; row++, c += COLS) {
-        int k = a->apart[row];
-        if (k < 0) continue;
-        if (k != known) {
-            UNROLL
-            for (int v = 0; v < panels * VECTORS; v++)
-                w[v] = quant_term(f, b[v / VECTORS].at, n_groups, k, v % VECTORS);
-            known = k;
-        }
-        UNROLL
-        for (int v = 0; v < panels * VECTORS; v++)
-            vf_store(c + v * LANES, vf_load(c + v * LANES) + a->apart_x[row] * w[v]);
-    }
 }
 
 /* One function for each form: c (rows, panels) += a b. `panels` is 1 or BAND_PANELS. */
@@ -373,13 +293,10 @@ typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel
     static void kernel_##name(float *c, const rounded_rows *a, int rows, const panel_part *b,      \
                               int n_groups, int panels) {                                          \
         const quant_form f = {__VA_ARGS__};                                                        \
-        if (panels == BAND_PANELS) {                                                               \
+        if (panels == BAND_PANELS)                                                                 \
             quant_bands(f, c, a, rows, b, n_groups, BAND_PANELS);                                  \
-            add_apart(f, c, a, rows, b, n_groups, BAND_PANELS);                                    \
-        } else {                                                                                   \
+        else                                                                                       \
             quant_bands(f, c, a, rows, b, n_groups, 1);                                            \
-            add_apart(f, c, a, rows, b, n_groups, 1);                                              \
-        }                                                                                          \
     }
 QUANT_FORMS(KERNEL)
 #undef KERNEL

@@ -2,7 +2,7 @@
  *
  * A weight is scale * (u - zero) + minimum, u an unsigned integer. Terms of a sum are taken in groups
  * of 32 or 16, each with one scale, and perhaps one minimum, for each output. Activations are rounded
- * in groups of 32 as they come (8 bits, a float32 scale for a row's group), so that a group is integer
+ * in groups of 32 as they come (15 bits, a float32 scale for a row's group), so that a group is integer
  * products and one or two of floats.
  *
  * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each. 32 terms are 8
@@ -10,7 +10,7 @@
  *
  *     quad i, column j, term h  =  u[16 p + j][32 g + 4 i + h]                        [8][16][4]
  *
- * which is what one instruction of AVX-512 VNNI takes, and a tile of AMX. With fewer than 8 bits, a
+ * which is what a tile of AMX takes, and what two masks make operands of 16 bits. With fewer than 8 bits, a
  * byte of chunk i < 4 has quad i in its lower half and quad i + 4 in its upper. The fifth bits of all
  * quads are chunk 4, bit i of a byte that of quad i. The fifth and sixth bits are chunks 4 and 5,
  * bits 2 i and 2 i + 1 those of quad i of the lower, or upper, four. So 32 terms are as many chunks as
@@ -28,6 +28,9 @@
 #include "pack.h"
 
 #include <float.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 enum {
     QUAD = 4,
@@ -239,7 +242,7 @@ static inline vf quant_scale(quant_form f, const uint8_t *scales, int half, int 
 
 /* Four bytes for each of LANES columns. */
 typedef uint8_t vb __attribute__((vector_size(LANES * QUAD)));
-/* Sums of two products of bytes. */
+/* Two numbers of 16 bits. */
 typedef int16_t vs __attribute__((vector_size(LANES * QUAD)));
 
 static inline vb vb_load(const uint8_t *p) {
@@ -272,79 +275,29 @@ SPECIALIZED quad_pair quad_load(quant_form f, const uint8_t *p, int i, int shift
     return (quad_pair){lower, upper};
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
-enum { HAS_PAIRS = 1 };
-#else
-enum { HAS_PAIRS = 0 };
-#endif
+/* A quad as numbers of 16 bits: terms 0 and 2, then 1 and 3. */
+typedef struct quad_halves {
+    vs even, odd;
+} quad_halves;
 
-/* Integers of fewer than 8 bits may be summed in pairs of 16 bits first: so many quads of them. */
-static inline int quads_in_pairs(quant_form f) {
-    return !HAS_PAIRS || f.bits == 8 ? 0 : 32767 / (2 * 127 * ((1 << f.bits) - 1));
+static inline quad_halves halves_of(vb u) {
+    return (quad_halves){(vs)((vu)u & 0xff00ff), (vs)((vu)u >> 8 & 0xff00ff)};
 }
 
-/* 8 bits are taken as signed where only such an instruction adds up to 32 bits. */
-static inline int zero_to_subtract(quant_form f) {
-    return HAS_PAIRS && f.bits == 8 ? 0 : f.zero;
-}
-
-static inline vs pairs_dot(vs sum, vb u, int32_t a) {
-#if defined(__AVX512VNNI__) || !defined(__AVX2__)
-    (void)u, (void)a;
-    return sum;
-#elif defined(__AVX512F__)
-    return sum + (vs)_mm512_maddubs_epi16((__m512i)u, _mm512_set1_epi32(a));
-#else
-    return sum + (vs)_mm256_maddubs_epi16((__m256i)u, _mm256_set1_epi32(a));
-#endif
-}
-
-/* sum + the pairs times those of `by`. */
-static inline vi pairs_join(vi sum, vs pairs, vs by) {
-#if defined(__AVX512F__)
-    return sum + (vi)_mm512_madd_epi16((__m512i)pairs, (__m512i)by);
-#elif defined(__AVX2__)
-    return sum + (vi)_mm256_madd_epi16((__m256i)pairs, (__m256i)by);
-#else
-    (void)pairs, (void)by;
-    return sum;
-#endif
-}
-
-/* Whether integer scales multiply pairs as they are joined, so that 32 terms meet one float scale. */
-static inline int scales_join(quant_form f) {
-    return quads_in_pairs(f) && f.scale == SCALE_INT8;
-}
-
-/* Pairs of 16 bits in the lanes: of the integers a, and b above them. */
-static inline vs pairs_of(vi a, vi b) {
-    return (vs)((a & 0xffff) | (b << 16));
-}
-
-/* sum + u a, or (u - 128) a where HAS_PAIRS. */
-static inline vi quad_dot(vi sum, vb u, int32_t a) {
+/* sum + both products of u, which are not negative, with the two numbers of 16 bits in a. */
+static inline vi pairs_dot(vi sum, vs u, int32_t a) {
 #if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
 #elif defined(__AVX512F__)
-    /* |w| times a with w's sign: two such products fit 16 bits. */
-    __m512i w = _mm512_xor_si512((__m512i)u, _mm512_set1_epi8((char)0x80));
-    __m512i x = _mm512_set1_epi32(a);
-    x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    return pairs_join(sum, (vs)_mm512_maddubs_epi16(_mm512_abs_epi8(w), x),
-                      (vs)_mm512_set1_epi16(1));
+    return sum + (vi)_mm512_madd_epi16((__m512i)u, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)
-    __m256i w = _mm256_xor_si256((__m256i)u, _mm256_set1_epi8((char)0x80));
-    __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a), w);
-    return pairs_join(sum, (vs)_mm256_maddubs_epi16(_mm256_abs_epi8(w), x),
-                      (vs)_mm256_set1_epi16(1));
+    return sum + (vi)_mm256_madd_epi16((__m256i)u, _mm256_set1_epi32(a));
+#elif defined(__SSE2__) && !defined(PLAIN_LANES)
+    return sum + (vi)_mm_madd_epi16((__m128i)u, _mm_set1_epi32(a));
 #else
-    int8_t x[QUAD];
+    int16_t x[2];
     memcpy(x, &a, sizeof x);
-    /* Bytes 0 and 2 of each lane, then 1 and 3: 255 times 127 fits 16 bits. */
-    vs even = (vs)((vu)u & 0xff00ff) * pairs_of((vi){0} + x[0], (vi){0} + x[2]);
-    vs odd = (vs)((vu)u >> 8 & 0xff00ff) * pairs_of((vi){0} + x[1], (vi){0} + x[3]);
-    sum += ((vi)even >> 16) + ((vi)((vu)even << 16) >> 16);
-    return sum + ((vi)odd >> 16) + ((vi)((vu)odd << 16) >> 16);
+    return sum + ((vi)u & 0xffff) * x[0] + ((vi)u >> 16) * x[1];
 #endif
 }
 

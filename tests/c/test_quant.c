@@ -25,7 +25,7 @@ static int largest(void) {
 }
 
 /* Numbers that rounding to 8 bits leaves as they are: in each group of each row, multiples of a power of
- * two up to `most` of them, which two reach: a number that is larger than all others would stay out. */
+ * two up to `most` of them, which two reach. */
 static double *exact_numbers(int rows, int cols, int most) {
     double *x = host_zeros((int64_t)rows * cols);
     for (int64_t i = 0; i < (int64_t)rows * cols; i++) {

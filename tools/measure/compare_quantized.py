@@ -3,8 +3,9 @@
     pip install llama-cpp-python                        # compiles for some minutes
     python tools/measure/compare_quantized.py model.gguf --text book.txt --threads 1
 
-Both programs round activations to 8 bits, and other numbers to 16 bits. So both are compared with
-gptc's fp32 products of the file's numbers, which round neither.
+Products round activations to 8 bits in llama.cpp and to 15 in gptc; both programs round other
+numbers to 16 bits. So both are compared with gptc's fp32 products of the file's numbers, which
+round neither.
 Speeds are tokens per second of CPU time, so that other programs disturb less.
 """
 

