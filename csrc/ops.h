@@ -262,8 +262,9 @@ typedef struct linear_backward {
     int add;
     int N, IC, OC;
     const struct lora_backward *lora; /* as in forward */
-    act *made; /* (N, IC) = activation(pre), with a pre and without in: room for the layer's input, made
-                * beside din and read for dw and the adapter; or NULL */
+    act *
+        made; /* (N, IC) = activation(pre), with a pre and without in: room for the layer's input, made
+                * with din and read for dw and the adapter; or NULL */
 } linear_backward;
 
 /* ---- route.c ---- */

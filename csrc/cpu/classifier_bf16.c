@@ -11,7 +11,7 @@
  * columns of a chunk become a gradient and are used up while they are in cache. */
 enum {
     CHUNK_BYTES = 112 << 20,
-    FROZEN_CHUNK_BYTES = 52 << 20, /* where there is no dwte */
+    FROZEN_CHUNK_BYTES = 52 << 20, /* without dwte */
     MIN_CHUNK_ROWS = 64,
     BLOCK = 32,
     SLICE = 2048

@@ -137,7 +137,7 @@ static const act *dora(gpt_model *m, const batch *x, adapter r, const act *dout,
     return op.dv;
 }
 
-/* Whether nothing but the product of this layer's input gradient reads what its activation read. */
+/* Whether backward makes the layer's input from pre, and the adapter reads it there and not pre. */
 static bool makes_input(const gpt_model *m, adapter r) {
     return m->ops->makes_activations && (!r.a || adapter_joins(m, r));
 }

@@ -125,7 +125,7 @@ static void check_joined_backward(const sizes *s, int activation) {
         EXPECT_CLOSE("da", read_f32(da, n_a), g.da, W, s->IC, test_tol(1e-5));
         EXPECT_CLOSE("db", read_f32(db, n_b), g.db, p.rows, s->R, test_tol(1e-5));
         if (!activates) continue;
-        /* The input made beside din, in the place of pre: the same numbers. */
+        /* The input made with din, in the place of pre: the same numbers. */
         op.din = device_pre;
         op.made = device_act(NULL, n_in);
         lora.da = device_f32(before_a, n_a);

@@ -264,7 +264,7 @@ static void check_backward(sizes s, int activation, int use_db) {
         double *got = read_f32(again, w_size);
         for (int64_t i = 0; i < w_size; i++) got[i] += dw[i];
         EXPECT_CLOSE("dw =", got, want_dw, s.OC, s.IC, test_tol(1e-5));
-        if (recomputes) { /* or made beside din, in the place of pre */
+        if (recomputes) { /* or made with din, in the place of pre */
             void *place = device_act(pre, din_size), *made = device_act(NULL, in_size);
             void *dw_made = device_f32(NULL, w_size);
             test.ops->linear_backward(test.ctx,
