@@ -251,7 +251,7 @@ typedef struct linear_forward {
 /* Where the layer's input is itself activation(pre), din is the gradient of pre; with activation
  * NONE it is the gradient of in. */
 typedef struct linear_backward {
-    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, = */
+    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, =; with made it may be pre */
     float *dw;       /* (OC, IC) +=, or = without add; or NULL */
     float *db;       /* (OC) +=, or NULL */
     const act *dout; /* (N, OC) */
@@ -262,6 +262,9 @@ typedef struct linear_backward {
     int add;
     int N, IC, OC;
     const struct lora_backward *lora; /* as in forward */
+    act *
+        made; /* (N, IC) = activation(pre), with a pre and without in: room for the layer's input, made
+                * with din and read for dw and the adapter; or NULL */
 } linear_backward;
 
 /* ---- route.c ---- */

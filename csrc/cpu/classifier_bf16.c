@@ -9,18 +9,24 @@
 
 /* Larger chunks read and write wte and dwte less often; smaller ones need less workspace. SLICE
  * columns of a chunk become a gradient and are used up while they are in cache. */
-enum { CHUNK_BYTES = 112 << 20, MIN_CHUNK_ROWS = 64, BLOCK = 32, SLICE = 2048 };
+enum {
+    CHUNK_BYTES = 112 << 20,
+    FROZEN_CHUNK_BYTES = 52 << 20, /* without dwte */
+    MIN_CHUNK_ROWS = 64,
+    BLOCK = 32,
+    SLICE = 2048
+};
 
 /* A row has its logits, with a cap as many slopes, its dx and its packed x. */
-static int most_rows(int C, int Vp, int capped) {
+static int most_rows(int C, int Vp, int capped, int frozen) {
     int64_t row_bytes =
         (int64_t)sizeof(bf16) * ((1 + capped) * Vp + C) + (int64_t)sizeof(float) * C;
-    return cpu_max((int)(CHUNK_BYTES / row_bytes), MIN_CHUNK_ROWS);
+    return cpu_max((int)((frozen ? FROZEN_CHUNK_BYTES : CHUNK_BYTES) / row_bytes), MIN_CHUNK_ROWS);
 }
 
 /* Chunks of about the same number of rows, as many as the bound asks for. */
-static int chunk_rows(int N, int C, int Vp, int capped) {
-    int most = most_rows(C, Vp, capped), n_chunks = (int)cpu_div_up(N, most);
+static int chunk_rows(int N, int C, int Vp, int capped, int frozen) {
+    int most = most_rows(C, Vp, capped, frozen), n_chunks = (int)cpu_div_up(N, most);
     return cpu_min(most, (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
@@ -76,7 +82,9 @@ CPU_WORKSPACE(classifier_workspace) {
                     .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
                     .cap = (float)shape->logit_cap,
                     .gradient = shape->training};
-    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp, shape->logit_cap)));
+    int most =
+        most_rows(shape->C, shape->Vp, shape->logit_cap, shape->training && shape->lora_rank > 0);
+    return lay_out(&a, NULL, cpu_min(shape->N, most));
 }
 
 /* The logits z of a block's products y. */
@@ -232,7 +240,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
 /* Without dx: the losses alone. */
 static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     int N = op->N, C = op->C, V = op->V, Vp = op->Vp, capped = op->cap > 0;
-    int rows = cpu_min(N, chunk_rows(N, C, Vp, capped));
+    int rows = cpu_min(N, chunk_rows(N, C, Vp, capped, op->dx && !op->dwte));
     const bf16 *x = op->x;
     bf16 *dx = op->dx;
     chunk_task a = {.C = C,

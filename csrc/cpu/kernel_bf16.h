@@ -23,6 +23,8 @@ enum {
     BAND = LANES == 16  ? 12
            : LANES == 8 ? 4
                         : 2, /* rows whose sums fit the registers */
+    NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
+                    * instruction, and a pointer for each row would not fit the registers */
 };
 
 #if defined(__AVX512BF16__)
@@ -73,6 +75,10 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         UNROLL
         for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
     }
+    const bf16 *a[(BAND + NEAR_ROWS - 1) / NEAR_ROWS];
+    int n_near = (M + NEAR_ROWS - 1) / NEAR_ROWS;
+    int64_t lda = o->lda;
+    for (int i = 0; i < n_near; i++) a[i] = o->a + i * NEAR_ROWS * lda;
     const bf16 *b = o->b, *next = ask ? o->next : o->b;
     for (int k = 0; k + 1 < o->K; k += PAIR, b += PANEL * PAIR, next += PANEL * PAIR) {
         pairs column[BAND_PANELS * VECTORS];
@@ -83,11 +89,13 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         UNROLL
         for (int m = 0; m < M; m++) {
             pair x;
-            memcpy(&x, o->a + m * o->lda + k, sizeof x);
+            memcpy(&x, a[m / NEAR_ROWS] + m % NEAR_ROWS * lda, sizeof x);
             pairs row = pairs_set(x);
             UNROLL
             for (int v = 0; v < n; v++) sum[m][v] = pairs_dot(sum[m][v], row, column[v]);
         }
+        UNROLL
+        for (int i = 0; i < n_near; i++) a[i] += PAIR;
     }
     if (o->K % PAIR) { /* the last one has no partner */
         UNROLL

@@ -59,22 +59,24 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
 #undef ACTIVATE
 }
 
-/* din = y through the activation; of a gated one, y fills the gates and the ups. */
+/* din = y through the activation; of a gated one, y fills the gates and the ups. din may be pre. */
 SPECIALIZED void deactivate_tile(const linear_backward *a, int activation, const float *y, int ldy,
                                  int row, int rows, int col, int cols) {
     int twin = is_gated(activation) ? a->IC : 0;
     int64_t stride = a->IC + twin;
-    elem *all_din = a->din;
+    elem *all_din = a->din, *all_made = activation == GPT_ACT_NONE ? NULL : a->made;
     const elem *all_pre = a->pre;
     for (int r = 0; r < rows; r++, y += ldy) {
         elem *din = all_din + (row + r) * stride + col;
         const elem *pre = NULL;
         if (activation != GPT_ACT_NONE) pre = all_pre + (row + r) * stride + col;
+        elem *made = all_made ? all_made + (row + r) * (int64_t)a->IC + col : NULL;
         FOR_LANES (c, k, cols) {
-            vf d = vf_get(y + c, k), up = {0}, dup = {0};
+            vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0};
+            if (activation != GPT_ACT_NONE) x = vf_get(pre + c, k);
             if (twin) up = vf_get(pre + twin + c, k);
-            if (activation != GPT_ACT_NONE)
-                d = activation_backward(activation, d, vf_get(pre + c, k), up, &dup);
+            d = activation_backward(activation, d, x, up, &dup);
+            if (made) vf_put(made + c, activation_forward(activation, x, up), k);
             if (twin) vf_put(din + twin + c, dup, k);
             vf_put(din + c, d, k);
         }
@@ -137,7 +139,9 @@ static void backward_product(gpt_ctx *ctx, const linear_backward *op, product *p
     product_more more = cpu_adapter_backward(ctx, op->lora, memory);
     p->more = &more;
     cpu_product(ctx, p);
-    cpu_adapter_gradients(ctx, op->lora, memory);
+    lora_backward with_input = *op->lora;
+    if (op->made) with_input.in = op->made;
+    cpu_adapter_gradients(ctx, &with_input, memory);
 }
 #else
 static void forward_product(gpt_ctx *ctx, const linear_forward *op, product *p) {
@@ -190,13 +194,14 @@ CPU_OP(linear_backward) {
     }
     backward_product(ctx, op, &dinput);
 
+    const act *in = op->made ? op->made : op->in;
     product dweight = {.kind = PRODUCT_TN,
                        .out = op->dw,
                        .add = op->add,
                        .sums = op->db,
                        .a = op->dout,
-                       .b = op->in,
-                       .activation = op->in ? GPT_ACT_NONE : op->activation,
+                       .b = in,
+                       .activation = in ? GPT_ACT_NONE : op->activation,
                        .pre = op->pre,
                        .lda = op->OC,
                        .ldb = op->IC,

@@ -121,6 +121,13 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     }
 }
 
+/* Whether the gradient of the hidden channels has a place apart from fc_pre: where pre is read after the product
+ * that makes it. */
+static bool has_dfc(const gpt_config *c, const gpt_ops *ops, const acts_shape *s) {
+    bool adapts_after = s->lora.rank > 0 && (s->lora.dropout > 0 || s->lora.dora);
+    return s->training && (!ops->makes_activations || c->n_expert > 0 || adapts_after);
+}
+
 size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, char *base,
                  acts *out) {
     planner p = {base, 0, ops->act_bytes};
@@ -167,7 +174,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->dnorm = take_acts(&p, training, N, C);
     out->dqkv = take_acts(&p, training, N, qkv_size(c));
     out->datt = take_acts(&p, training, N, att_size(c));
-    out->dfc = take_acts(&p, training, R, fc_size(c));
+    out->dfc = take_acts(&p, has_dfc(c, ops, s), R, fc_size(c));
     out->dexperts = take_acts(&p, training && experts, R, C);
     out->dgates = take_floats(&p, training && experts, R, 1);
     int64_t widest = fc_size(c) > qkv_size(c) ? fc_size(c) : qkv_size(c);

@@ -137,21 +137,29 @@ static const act *dora(gpt_model *m, const batch *x, adapter r, const act *dout,
     return op.dv;
 }
 
+/* Whether backward makes the layer's input from pre, and the adapter reads it there and not pre. */
+static bool makes_input(const gpt_model *m, adapter r) {
+    return m->ops->makes_activations && (!r.a || adapter_joins(m, r));
+}
+
+/* With a pre, `in` may be the place of activation(pre) only. */
 static void linear(gpt_model *m, const batch *x, adapter r, act *din, weight *dw, float *db,
-                   const act *dout, const act *in, const weight *w, const act *pre, int activation,
+                   const act *dout, act *in, const weight *w, const act *pre, int activation,
                    int IC, int OC) {
+    bool again = pre && m->ops->makes_activations;
     linear_backward op = {.din = din,
                           .dw = dw,
                           .db = db,
                           .dout = dora(m, x, r, dout, OC),
-                          .in = in,
+                          .in = again ? NULL : in,
                           .w = w,
                           .pre = pre,
                           .activation = activation,
                           .add = !x->first,
                           .N = x->N,
                           .IC = IC,
-                          .OC = OC};
+                          .OC = OC,
+                          .made = again && makes_input(m, r) ? in : NULL};
     lora_backward adapts = lora(m, &op, r);
     if (adapter_joins(m, r)) op.lora = &adapts;
     m->ops->linear_backward(m->ctx, &op);
@@ -221,15 +229,15 @@ static void feed_forward(gpt_model *m, const acts *a, const batch *x, int l, con
     const gpt_config *c = &m->config;
     const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
     const layer_acts *la = &a->layers[l];
-    const act *fc = m->ops->makes_activations ? NULL : la->fc;
     if (c->n_expert) {
         experts_backward(m, a, x, l, dbranch);
         return;
     }
-    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
-           branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre, c->activation,
-           c->n_ff, c->n_embd);
-    linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2,
+    adapter r = adapter_of(m, a, x, l, LORA_MLP_PROJ);
+    act *dfc = makes_input(m, r) && la->fc_pre ? la->fc_pre : a->dfc;
+    linear(m, x, r, dfc, dw->mlp_proj_w, branch_bias(m, dw->mlp_proj_b), dbranch, la->fc,
+           w->mlp_proj_w, la->fc_pre, c->activation, c->n_ff, c->n_embd);
+    linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, dfc, la->norm_2,
            w->fc_w, NULL, GPT_ACT_NONE, c->n_embd, fc_size(c));
 }
 

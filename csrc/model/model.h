@@ -230,7 +230,7 @@ typedef struct layer_acts {
     int32_t *places;  /* (N, K) */
     int32_t *begins;  /* (E + 1); those of all layers one after the other */
     act *expert_out;  /* (N K, C) */
-    act *fc_pre;      /* (N, F or 2 F), with experts (N K, F or 2 F) */
+    act *fc_pre;      /* (N, F or 2 F), with experts (N K, F or 2 F); dfc may be its place */
     act *fc;          /* as many rows of F; shared by all layers where backward recomputes it */
     act *mlp_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
     float *stats_mlp; /* (N, 2) of that norm */
@@ -277,7 +277,7 @@ typedef struct acts {
     act *dnorm;         /* (N, C) */
     act *dqkv;          /* (N, QKV) */
     act *datt;          /* (N, NH HS) */
-    act *dfc;           /* (N, F or 2 F), with experts (N K, F or 2 F) */
+    act *dfc;           /* (N, F or 2 F), with experts (N K, F or 2 F); NULL: in fc_pre */
     act *dexperts;      /* (N K, C) */
     float *dgates;      /* (N, K) */
     act *dv;            /* (N, the widest of a layer's products), with DoRA */

@@ -110,20 +110,29 @@ static void check_joined_backward(const sizes *s, int activation) {
                               .OC = s->OC,
                               .R = s->R};
         memcpy(lora.parts, s->parts, sizeof lora.parts);
-        test.ops->linear_backward(test.ctx,
-                                  &(linear_backward){.din = din,
-                                                     .dout = device_dout,
-                                                     .in = in,
-                                                     .w = device_weight(w, s->OC, s->IC, 1),
-                                                     .pre = device_pre,
-                                                     .activation = activation,
-                                                     .N = s->N,
-                                                     .IC = s->IC,
-                                                     .OC = s->OC,
-                                                     .lora = &lora});
+        linear_backward op = {.din = din,
+                              .dout = device_dout,
+                              .in = in,
+                              .w = device_weight(w, s->OC, s->IC, 1),
+                              .pre = device_pre,
+                              .activation = activation,
+                              .N = s->N,
+                              .IC = s->IC,
+                              .OC = s->OC,
+                              .lora = &lora};
+        test.ops->linear_backward(test.ctx, &op);
         EXPECT_CLOSE("din", read_act(din, n_pre), want, s->N, width, test_tol(1e-5));
         EXPECT_CLOSE("da", read_f32(da, n_a), g.da, W, s->IC, test_tol(1e-5));
         EXPECT_CLOSE("db", read_f32(db, n_b), g.db, p.rows, s->R, test_tol(1e-5));
+        if (!activates) continue;
+        /* The input made with din, in the place of pre: the same numbers. */
+        op.din = device_pre;
+        op.made = device_act(NULL, n_in);
+        lora.da = device_f32(before_a, n_a);
+        lora.db = device_f32(before_b, n_b);
+        test.ops->linear_backward(test.ctx, &op);
+        EXPECT_SAME("din in place", read_act(device_pre, n_pre), read_act(din, n_pre), n_pre);
+        EXPECT_SAME("da of made", read_f32(lora.da, n_a), read_f32(da, n_a), n_a);
     }
 }
 

@@ -264,6 +264,25 @@ static void check_backward(sizes s, int activation, int use_db) {
         double *got = read_f32(again, w_size);
         for (int64_t i = 0; i < w_size; i++) got[i] += dw[i];
         EXPECT_CLOSE("dw =", got, want_dw, s.OC, s.IC, test_tol(1e-5));
+        if (recomputes) { /* or made with din, in the place of pre */
+            void *place = device_act(pre, din_size), *made = device_act(NULL, in_size);
+            void *dw_made = device_f32(NULL, w_size);
+            test.ops->linear_backward(test.ctx,
+                                      &(linear_backward){.din = place,
+                                                         .dw = dw_made,
+                                                         .dout = device_act(dout, out_size),
+                                                         .w = device_weight(w, s.OC, s.IC, 1),
+                                                         .pre = place,
+                                                         .activation = activation,
+                                                         .N = s.N,
+                                                         .IC = s.IC,
+                                                         .OC = s.OC,
+                                                         .made = made});
+            EXPECT_CLOSE("made", read_act(made, in_size), in, s.N, s.IC, test_tol(1e-5));
+            EXPECT_SAME("din in place", read_act(place, din_size), read_act(din, din_size),
+                        din_size);
+            EXPECT_SAME("dw of made", read_f32(dw_made, w_size), read_f32(again, w_size), w_size);
+        }
         /* dw or both not wanted: din and db as they were */
         for (int use = 0; use < 2; use++) {
             void *alone = device_act(NULL, din_size), *sums = db ? device_f32(db, s.OC) : NULL;
