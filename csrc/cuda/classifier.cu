@@ -5,7 +5,15 @@
 #include "weights.h"
 
 /* Twice these threads are what a multiprocessor of every kind has room for. */
-enum { THREADS = 768, WARPS = THREADS / WARP, TOTAL_THREADS = 1024, MIN_CHUNK_ROWS = 128 };
+#ifndef CLASSIFIER_THREADS
+#define CLASSIFIER_THREADS 768
+#endif
+enum {
+    THREADS = CLASSIFIER_THREADS,
+    WARPS = THREADS / WARP,
+    TOTAL_THREADS = 1024,
+    MIN_CHUNK_ROWS = 128
+};
 /* Larger chunks read and write dwte less often; smaller ones need less workspace. With GPT-2's
  * vocabulary in bf16 this is 44 tiles of 128 rows: with 3 of 256 columns, for dx, as many as a large GPU
  * has multiprocessors. */
