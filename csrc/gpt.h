@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 18
+#define GPT_ABI_VERSION 19
 
 enum gpt_status {
     GPT_OK = 0,
@@ -335,6 +335,13 @@ enum gpt_recompute {
     GPT_RECOMPUTE_BLOCK = 2, /* all of a layer from the residual stream: Chen et al. 2016 */
 };
 
+/* The form in which AdamW's moments are kept. They are read and written as float32. */
+enum gpt_moments {
+    GPT_MOMENTS_FP32 = 0,
+    GPT_MOMENTS_BF16 = 1, /* rounded at random, by step and place, so that small changes count */
+    GPT_MOMENTS_INT8 = 2, /* the same, of 8 bits with a scale for each 256: Dettmers et al. 2021 */
+};
+
 typedef struct gpt_options {
     int32_t device;      /* enum gpt_device */
     int32_t dtype;       /* enum gpt_dtype */
@@ -367,6 +374,7 @@ typedef struct gpt_options {
     int32_t muon_rows;
     int32_t wire; /* enum gpt_wire, of gpt_model_all_reduce; on a CPU where it is not fp32 */
     int32_t recompute_layers; /* the first so many compute more than norms again; 0: all layers */
+    int32_t moments;          /* enum gpt_moments, of AdamW's; on a CPU where it is not fp32 */
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */

@@ -671,19 +671,25 @@ typedef struct grad_norm {
 typedef struct gpt_adamw_step {
     gpt_adamw adamw;
     float correction1, correction2; /* 1 - beta^step, step counted from 1 */
+    uint32_t key;                   /* of the rounding of moments: moment_key */
 } gpt_adamw_step;
+
+enum { MOMENT_BLOCK = 256 }; /* numbers that have a scale, of moments of 8 bits */
 
 /* One AdamW update of the segments that have this optimizer, and of the packed form of each that has
  * one, in the same pass. Gradients are scaled by grad_clip / norm where norm exceeds it. Nothing is
- * changed where norm is not finite. */
+ * changed where norm is not finite. The moments are float32 or, on a CPU, bfloat16, or codes of 8 bits with scales: see
+ * moments.h. w is updated by the moments of this step before they are rounded. */
 typedef struct adamw_update {
     float *w;                    /* at each segment's offset, in place */
-    float *m, *v;                /* at its state, in place */
+    void *m, *v;                 /* at its state, in place; of `moments` */
+    float *m_scales, *v_scales;  /* one for each MOMENT_BLOCK of them, where they have 8 bits */
     const float *grads;          /* at its grad */
     const float *norm;           /* (1) */
     const gpt_adamw_step *step;  /* (1) */
     const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
     int n_segments;
+    int moments; /* enum gpt_moments; of 8 bits: a segment's state is a multiple of MOMENT_BLOCK */
 } adamw_update;
 
 /* ---- sgd.c ---- */

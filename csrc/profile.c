@@ -331,7 +331,9 @@ static cost update_cost(const gpt_ctx *p, const gpt_segment *segments, int n, in
 }
 
 COST(adamw_update) {
-    return update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_ADAMW, 7);
+    static const double bytes[] = {4, 2, 1}; /* of a moment */
+    return update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_ADAMW,
+                       3 + bytes[op->moments]); /* two moments, read and written: 4 of 4 bytes */
 }
 
 COST(sgd_update) {

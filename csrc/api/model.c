@@ -154,6 +154,12 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
                     out->optimizer);
     if (out->muon_rows != 0 && out->muon_rows != 1)
         return fail(GPT_ERR_ARGUMENT, "muon_rows is %d; it must be 0 or 1", out->muon_rows);
+    if (out->moments < GPT_MOMENTS_FP32 || out->moments > GPT_MOMENTS_INT8)
+        return fail(GPT_ERR_ARGUMENT, "moments is %d; it must be an enum gpt_moments",
+                    out->moments);
+    if (out->moments != GPT_MOMENTS_FP32 && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT,
+                    "moments of fewer bits are on a CPU only: use its device, or fp32 moments");
     TRY(check_shards(out));
     TRY(check_wire(out->wire));
     if (out->wire != GPT_WIRE_FP32 && out->device != GPT_DEVICE_CPU)
@@ -411,8 +417,29 @@ int gpt_model_init_lora(gpt_model *model, uint64_t seed) {
     return init_from(model, params_count(&model->config), seed);
 }
 
-/* The place of one parameter's values, gradients or optimizer state; NULL where they are not kept. */
-static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) {
+/* The place of one parameter's values, gradients or optimizer state. */
+typedef struct tensor_place {
+    float *floats; /* values or gradients; NULL where they are not kept, and of a state */
+    int64_t at;    /* a state: its place in the buffer of slot k of its optimizer */
+    int k;
+} tensor_place;
+
+static int find_state(const gpt_model *m, int i, int k, int64_t n, tensor_place *out) {
+    const gpt_segment *s = &m->layout.segments[i];
+    if (k >= gpt_model_state_count(m, i))
+        return fail(GPT_ERR_ARGUMENT, "the optimizer of parameter %s has no state slot %d",
+                    m->layout.slots[i].info.name, k);
+    int64_t size = gpt_model_state_size(m, i, k);
+    if (n != size)
+        return fail(GPT_ERR_ARGUMENT, "state slot %d of parameter %s has %lld numbers, not %lld", k,
+                    m->layout.slots[i].info.name, (long long)size, (long long)n);
+    bool is_of_rows = k == 1 && s->row_state;
+    *out = (tensor_place){.at = is_of_rows ? s->row_state : s->state, .k = is_of_rows ? 0 : k};
+    return GPT_OK;
+}
+
+static int find_tensor(const gpt_model *m, int i, int tensor, int64_t n, tensor_place *out) {
+    *out = (tensor_place){0};
     if (i < 0 || i >= m->layout.n_slots)
         return fail(GPT_ERR_ARGUMENT, "parameter %d does not exist; the model has %d", i,
                     m->layout.n_slots);
@@ -420,73 +447,66 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (!known && tensor != GPT_TENSOR_RESIDUAL)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
     const param_slot *slot = &m->layout.slots[i];
-    if (tensor == GPT_TENSOR_STATE0 + 1 && m->layout.segments[i].row_state) {
-        const gpt_segment *s = &m->layout.segments[i];
-        if (n != s->rows)
-            return fail(GPT_ERR_ARGUMENT, "state slot 1 of parameter %s has %d numbers, not %lld",
-                        slot->info.name, s->rows, (long long)n);
-        if (!is_sharded(&m->layout)) *out = m->optimizer_state[s->optimizer][0] + s->row_state;
-        return GPT_OK;
-    }
-    if (n != slot->info.size)
+    const gpt_segment *s = &m->layout.segments[i];
+    bool is_state = tensor >= GPT_TENSOR_STATE0 && tensor < GPT_TENSOR_STATE0 + MAX_STATES;
+    if (n != slot->info.size && !(is_state && s->row_state))
         return fail(GPT_ERR_ARGUMENT, "parameter %s has %lld numbers, not %lld", slot->info.name,
                     (long long)slot->info.size, (long long)n);
     if (tensor == GPT_TENSOR_VALUE) {
-        *out = slot->kept ? m->params + slot->offset : NULL;
+        out->floats = slot->kept ? m->params + slot->offset : NULL;
         return GPT_OK;
     }
-    const gpt_segment *s = &m->layout.segments[i];
     if (!m->grads)
         return fail(GPT_ERR_ARGUMENT,
                     "the model was created without training: it has no gradients or moments");
     if (s->grad < 0)
         return fail(GPT_ERR_ARGUMENT, "parameter %s is frozen: it has no gradient or moments",
                     slot->info.name);
-    if (tensor == GPT_TENSOR_RESIDUAL) {
-        if (!m->residual)
-            return fail(GPT_ERR_ARGUMENT,
-                        "the model was created with the wire fp32: all gradients are sent");
-        *out = m->residual + s->grad;
-        return GPT_OK;
-    }
-    int k = tensor - GPT_TENSOR_STATE0;
-    if (k >= 0 && is_sharded(&m->layout) && k < optimizer_states(s->optimizer)) return GPT_OK;
-    if (k >= optimizer_states(s->optimizer))
-        return fail(GPT_ERR_ARGUMENT, "the optimizer of parameter %s has no state slot %d",
-                    slot->info.name, k);
-    *out = k < 0 ? m->grads + s->grad : m->optimizer_state[s->optimizer][k] + s->state;
+    if (is_state) return find_state(m, i, tensor - GPT_TENSOR_STATE0, n, out);
+    if (tensor == GPT_TENSOR_RESIDUAL && !m->residual)
+        return fail(GPT_ERR_ARGUMENT,
+                    "the model was created with the wire fp32: all gradients are sent");
+    out->floats = (tensor == GPT_TENSOR_RESIDUAL ? m->residual : m->grads) + s->grad;
     return GPT_OK;
+}
+
+static int read_value(gpt_model *m, int i, const float *place, float *out, int64_t n) {
+    TRY(check_gathered(m));
+    const gpt_segment *s = &m->layout.segments[i];
+    if (s->n_stacked) {
+        TRY(rows_read(m, s, 0, (int)(n / s->cols), out));
+        return m->ops->sync(m->ctx);
+    }
+    if (!place)
+        return fail(GPT_ERR_ARGUMENT,
+                    "the model holds %s only in packed form; to read it, create the model with "
+                    "training, or in fp32",
+                    m->layout.slots[i].info.name);
+    if (i == EMBEDDING && m->lent.is_open) return lent_read(m, 0, n, out);
+    m->ops->download(m->ctx, out, place, sizeof(float) * (size_t)n);
+    return m->ops->sync(m->ctx);
 }
 
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     REQUIRE_MODEL(model);
     REQUIRE(out);
-    float *place = NULL;
+    tensor_place place;
     TRY(find_tensor(model, i, tensor, n, &place));
-    if (tensor == GPT_TENSOR_VALUE) TRY(check_gathered(model));
-    const gpt_segment *s = &model->layout.segments[i];
-    if (tensor == GPT_TENSOR_VALUE && s->n_stacked) {
-        TRY(rows_read(model, s, 0, (int)(n / s->cols), out));
+    if (tensor == GPT_TENSOR_VALUE) return read_value(model, i, place.floats, out, n);
+    if (place.floats) {
+        model->ops->download(model->ctx, out, place.floats, sizeof(float) * (size_t)n);
         return model->ops->sync(model->ctx);
     }
-    if (tensor >= GPT_TENSOR_STATE0 && !place)
+    if (is_sharded(&model->layout))
         return fail(GPT_ERR_ARGUMENT, "the state is in %d parts; call gpt_model_gather_state",
                     model->layout.n_shards);
-    if (!place)
-        return fail(GPT_ERR_ARGUMENT,
-                    "the model holds %s only in packed form; to read it, create the model with "
-                    "training, or in fp32",
-                    model->layout.slots[i].info.name);
-    if (i == EMBEDDING && tensor == GPT_TENSOR_VALUE && model->lent.is_open)
-        return lent_read(model, 0, n, out);
-    model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
-    return model->ops->sync(model->ctx);
+    return state_read(model, model->layout.segments[i].optimizer, place.k, place.at, n, out);
 }
 
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n) {
     REQUIRE_MODEL(model);
     REQUIRE(values);
-    float *place = NULL;
+    tensor_place place;
     TRY(find_tensor(model, i, tensor, n, &place));
     if (tensor == GPT_TENSOR_GRAD) {
         if (model->grads_stale) TRY(gpt_model_zero_grads(model));
@@ -496,10 +516,12 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         TRY(check_gathered(model));
         TRY(check_floats(model, i));
         write_value(model, i, values, n);
-    } else if (!place) {
+    } else if (place.floats) {
+        model->ops->upload(model->ctx, place.floats, values, sizeof(float) * (size_t)n);
+    } else if (is_sharded(&model->layout)) {
         shard_state_set(model, i, tensor - GPT_TENSOR_STATE0, values, n);
     } else {
-        model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
+        TRY(state_write(model, model->layout.segments[i].optimizer, place.k, place.at, n, values));
     }
     return model->ops->sync(model->ctx);
 }
@@ -540,7 +562,7 @@ static int fetch_value(gpt_model *m, int i, float *values, int64_t n, int descri
 int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
                    int transposed, int *kept) {
     REQUIRE_MODEL(model);
-    float *place = NULL;
+    tensor_place place;
     TRY(find_tensor(model, i, GPT_TENSOR_VALUE, n, &place));
     if (offset < 0)
         return fail(GPT_ERR_ARGUMENT, "offset is %lld; it must be 0 or above", (long long)offset);
@@ -554,8 +576,8 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
         kept && !transposed && i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
     if (kept) *kept = lend;
     if (lend && !s->packed) return lent_open(model, descriptor, offset);
-    bool in_place = place && !lend && model->ops->packs_host_memory;
-    float *values = in_place ? place : malloc(sizeof(float) * (size_t)n);
+    bool in_place = place.floats && !lend && model->ops->packs_host_memory;
+    float *values = in_place ? place.floats : malloc(sizeof(float) * (size_t)n);
     if (!values)
         return fail(GPT_ERR_MEMORY, "no memory to read %s", model->layout.slots[i].info.name);
     int status = fetch_value(model, i, values, n, descriptor, offset, transposed, lend);

@@ -348,7 +348,7 @@ static void nothing(const void *rule, const gpt_segment *s, int64_t first, int s
 
 CPU_OP(muon_update) {
     muon_task t = {op, ctx, update_clip(*op->norm, op->step->grad_clip), 0};
-    update_task pack = {GPT_OPTIMIZER_MUON, nothing, NULL, op->w, op->segments, op->n_segments};
+    update_task pack = {GPT_OPTIMIZER_MUON, nothing, NULL, op->w, op->segments, op->n_segments, 1};
     matrix at;
     int n = 0;
     if (!isfinite(*op->norm)) return;

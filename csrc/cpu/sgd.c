@@ -25,6 +25,6 @@ static void sgd_run(const void *p, const gpt_segment *s, int64_t first, int size
 
 CPU_OP(sgd_update) {
     sgd_rule rule = {op, *op->step, update_clip(*op->norm, op->step->grad_clip)};
-    update_task task = {GPT_OPTIMIZER_SGD, sgd_run, &rule, op->w, op->segments, op->n_segments};
+    update_task task = {GPT_OPTIMIZER_SGD, sgd_run, &rule, op->w, op->segments, op->n_segments, 1};
     if (isfinite(*op->norm)) update_segments(ctx, task);
 }

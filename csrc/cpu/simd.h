@@ -82,6 +82,20 @@ static inline vf vf_max(vf a, vf b) {
 #endif
 }
 
+/* table[i] of each lane, 0 <= i < 8. */
+static inline vf vf_pick(const float *table, vi i) {
+#if defined(__AVX512F__)
+    __m512 entries = _mm512_castps256_ps512(_mm256_loadu_ps(table));
+    return (vf)_mm512_permutexvar_ps((__m512i)i, entries);
+#elif defined(__AVX2__)
+    return (vf)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)i);
+#else
+    vf v;
+    for (int lane = 0; lane < LANES; lane++) v[lane] = table[i[lane]];
+    return v;
+#endif
+}
+
 static inline vf vf_sqrt(vf x) {
 #if defined(__AVX512F__)
     return (vf)_mm512_sqrt_ps((__m512)x);

@@ -14,21 +14,32 @@ typedef struct update_task {
     float *w;
     const gpt_segment *segments;
     int n_segments;
+    int unit; /* numbers from a multiple of this power of two on are updated together */
 } update_task;
 
-/* Pieces of a segment: blocks of numbers, or strips of rows where the strip is packed in passing. */
-static int64_t update_piece_size(const gpt_segment *s) {
-    return cpu_strips_are_whole(s) ? (int64_t)STRIP * s->cols : 1 << 15;
+/* Strips of rows of a piece where the strip is packed in passing: as few as have whole units. */
+static int64_t update_strips(const update_task *t, const gpt_segment *s) {
+    int64_t n = 1;
+    while (STRIP * s->cols * n % t->unit) n *= 2;
+    return n;
+}
+
+/* Pieces of a segment: blocks of numbers, or strips. */
+static int64_t update_piece_size(const update_task *t, const gpt_segment *s) {
+    return cpu_strips_are_whole(s) ? STRIP * s->cols * update_strips(t, s) : 1 << 15;
 }
 
 static int64_t update_pieces(const update_task *t, const gpt_segment *s) {
-    return s->optimizer == t->kind ? cpu_div_up(s->size, update_piece_size(s)) : 0;
+    return s->optimizer == t->kind ? cpu_div_up(s->size, update_piece_size(t, s)) : 0;
 }
 
 static void update_piece(const update_task *t, const gpt_segment *s, int64_t piece) {
-    int64_t size = update_piece_size(s), first = piece * size;
-    t->run(t->rule, s, first, (int)(s->size - first < size ? s->size - first : size));
-    if (cpu_strips_are_whole(s)) cpu_pack_strip(s, t->w + s->offset, piece, 1);
+    int64_t size = update_piece_size(t, s), first = piece * size;
+    int64_t n = s->size - first < size ? s->size - first : size;
+    t->run(t->rule, s, first, (int)n);
+    if (!cpu_strips_are_whole(s)) return;
+    int64_t strip = first / ((int64_t)STRIP * s->cols), strips = n / ((int64_t)STRIP * s->cols);
+    for (int64_t i = 0; i < strips; i++) cpu_pack_strip(s, t->w + s->offset, strip + i, 1);
 }
 
 /* Pieces begin to end - 1, counted through the segments. */

@@ -9,10 +9,11 @@ static __device__ inline void adamw_numbers(const adamw_update &a, const gpt_ada
     const gpt_adamw &s = step.adamw;
     float lr = s.lr * segment.lr_scale, decay = segment.decay ? s.weight_decay : 0;
     int64_t at = segment.offset + i, state = segment.state + i;
+    float *all_m = (float *)a.m + state, *all_v = (float *)a.v + state;
     float w[W], m[W], v[W], g[W];
     load(w, a.w + at);
-    load(m, a.m + state);
-    load(v, a.v + state);
+    load(m, all_m);
+    load(v, all_v);
     load(g, a.grads + segment.grad + i);
 #pragma unroll
     for (int k = 0; k < W; k++) {
@@ -22,8 +23,8 @@ static __device__ inline void adamw_numbers(const adamw_update &a, const gpt_ada
         float direction = m[k] / step.correction1 / (sqrtf(v[k] / step.correction2) + s.eps);
         w[k] -= lr * (direction + decay * w[k]);
     }
-    store(a.m + state, m);
-    store(a.v + state, v);
+    store(all_m, m);
+    store(all_v, v);
     store(a.w + at, w);
     if (packed) store(packed, w);
 }

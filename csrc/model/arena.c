@@ -29,10 +29,6 @@ static gpt_shape model_shape(const gpt_config *c, const gpt_options *o,
     return shape;
 }
 
-static size_t state_bytes(const params_layout *layout, int kind) {
-    return align_buffer((size_t)layout->n_states[kind] * sizeof(float));
-}
-
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
                          const gpt_ctx *ctx, params_layout *layout) {
     arena_plan p = {0};
@@ -74,7 +70,7 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
     m->residual = p->residual ? (float *)at : NULL, at += p->residual;
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         for (int k = 0; k < optimizer_states(kind) && m->layout.n_states[kind]; k++)
-            m->optimizer_state[kind][k] = (float *)at, at += state_bytes(&m->layout, kind);
+            m->optimizer_state[kind][k] = at, at += state_bytes(&m->layout, kind);
     m->state = (step_state *)at, at += p->state;
     dora_plan(&m->config, &m->options, m->ops, at, &m->dora), at += p->dora;
     acts_shape shape = model_acts_shape(&m->options);

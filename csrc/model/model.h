@@ -163,6 +163,7 @@ typedef struct params_layout {
     int64_t n_active; /* those that a token reads */
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
     int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
+    int moments;                    /* enum gpt_moments, of AdamW's */
     int n_shards;                   /* of the state; at most 1: it is whole */
     int shard;                      /* the part that there is */
     struct bucket *shard_ranges;    /* (n_shard_ranges) by place; each has a piece for each part */
@@ -385,9 +386,9 @@ struct gpt_model {
     size_t arena_bytes;
     float *params, *grads; /* (n_stored), (n_grads) */
     float *residual;       /* (n_grads) of gradients that this rank has not sent; NULL */
-    float
-        *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
-    step_state *state;                              /* (1) */
+    void *optimizer_state[N_OPTIMIZERS]
+                         [MAX_STATES]; /* (state_bytes of the optimizer) each, or NULL */
+    step_state *state;                 /* (1) */
     void *workspace;
     acts acts;
     params_view w, dw;
@@ -613,11 +614,24 @@ void shard_layout_free(params_layout *layout);
 void shard_export(gpt_model *m, int64_t begin, int64_t end);
 void shard_import(gpt_model *m, int64_t begin, int64_t end);
 /* State slot k of parameter i (n) = that of the own pieces, or the reverse; other numbers stay. On a CPU. */
-void shard_state_get(const gpt_model *m, int i, int k, float *out, int64_t n);
+void shard_state_get(gpt_model *m, int i, int k, float *out, int64_t n);
 void shard_state_set(gpt_model *m, int i, int k, const float *values, int64_t n);
 /* bounds (n_shards + 1) = where the pieces of range i are in state slot k of a parameter, in numbers (n). */
 void shard_state_bounds(const params_layout *layout, int i, int param, int k, int64_t n,
                         int64_t *bounds);
+
+/* ---- moments.c ---- */
+
+/* Numbers of which a tensor's state has a multiple. */
+int64_t state_unit(const params_layout *layout);
+/* Bytes of each state buffer of an optimizer. */
+size_t state_bytes(const params_layout *layout, int kind);
+/* The scales in one of AdamW's buffers; NULL where there are none. */
+float *moment_scales(const params_layout *layout, void *buffer);
+/* n numbers of state slot k of an optimizer, from the border `at` of a tensor on. A number that was read and is
+ * written has the same bits again; others are rounded to nearest. Waits for the device. */
+int state_read(gpt_model *m, int kind, int k, int64_t at, int64_t n, float *out);
+int state_write(gpt_model *m, int kind, int k, int64_t at, int64_t n, const float *values);
 
 /* ---- rows.c ---- */
 

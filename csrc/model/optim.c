@@ -1,5 +1,6 @@
 /* optim.c: one update of all parameters, and of the form in which products read them. */
 #include "model.h"
+#include "moments.h"
 
 #include <math.h>
 
@@ -22,7 +23,7 @@ static void upload_settings(gpt_model *m, const gpt_optimizer *const settings[N_
     const gpt_optimizer *sgd = settings[GPT_OPTIMIZER_SGD], *muon = settings[GPT_OPTIMIZER_MUON];
     if (adamw) {
         gpt_adamw_step step = {adamw->adamw, correction(adamw->adamw.beta1, m->step + 1),
-                               correction(adamw->adamw.beta2, m->step + 1)};
+                               correction(adamw->adamw.beta2, m->step + 1), moment_key(m->step)};
         m->ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
     }
     if (sgd) m->ops->upload(m->ctx, &m->state->sgd, &sgd->sgd, sizeof sgd->sgd);
@@ -42,9 +43,13 @@ void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS
     const int64_t key[] = {(int64_t)(intptr_t)m->arena};
     grad_norm norm = {
         .norm = &m->state->report.grad_norm, .grads = m->grads, .n = m->layout.n_grads};
+    void **moments = m->optimizer_state[GPT_OPTIMIZER_ADAMW];
     adamw_update by_adamw = {.w = m->params,
-                             .m = m->optimizer_state[GPT_OPTIMIZER_ADAMW][0],
-                             .v = m->optimizer_state[GPT_OPTIMIZER_ADAMW][1],
+                             .m = moments[0],
+                             .v = moments[1],
+                             .m_scales = moment_scales(&m->layout, moments[0]),
+                             .v_scales = moment_scales(&m->layout, moments[1]),
+                             .moments = m->layout.moments,
                              .grads = m->grads,
                              .norm = norm.norm,
                              .step = &m->state->adamw,

@@ -227,8 +227,18 @@ static bool slot_of(const gpt_config *c, const gpt_options *o, int i, param_slot
     return params_slot(c, i, out) || lora_slot(c, &o->lora, i - params_count(c), out);
 }
 
+static int64_t rounded_up(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
 static int64_t aligned(int64_t n) {
-    return (n + ALIGN - 1) / ALIGN * ALIGN;
+    return rounded_up(n, ALIGN);
+}
+
+/* A tensor's place in the gradients, and in the state. With moments of 8 bits it is a border of their blocks in both,
+ * so that a block is in one part of the state. */
+static int64_t aligned_state(const params_layout *layout, int64_t n) {
+    return rounded_up(n, state_unit(layout));
 }
 
 /* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
@@ -292,7 +302,7 @@ static void train_segment(const gpt_options *o, const char *name, const struct r
     if (group.decay != GPT_DECAY_DEFAULT) s->decay = group.decay == GPT_DECAY_ON;
     s->grad = 0; /* place_gradients moves it */
     s->state = out->n_states[s->optimizer];
-    out->n_states[s->optimizer] += aligned(s->size);
+    out->n_states[s->optimizer] += aligned_state(out, s->size);
     if (s->optimizer == GPT_OPTIMIZER_MUON && o->muon_rows) {
         s->row_state = out->n_states[s->optimizer];
         out->n_states[s->optimizer] += aligned(s->rows);
@@ -307,7 +317,7 @@ static void place_gradients(params_layout *out) {
             gpt_segment *s = &out->segments[i];
             if (s->grad < 0 || s->product != product) continue;
             s->grad = out->n_grads;
-            out->n_grads += aligned(s->size);
+            out->n_grads += aligned_state(out, s->size);
         }
 }
 
@@ -408,6 +418,7 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
                          params_layout *out) {
     memset(out, 0, sizeof *out);
     out->lora = o->lora;
+    out->moments = o->moments;
     out->n_slots = params_count(c) + lora_count(c, &o->lora);
     out->slots = calloc((size_t)out->n_slots, sizeof *out->slots);
     out->segments = calloc((size_t)out->n_slots, sizeof *out->segments);

@@ -10,10 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    RANGE = 1 << 21, /* numbers of a range, or more */
-    UNIT = 16,       /* a piece of state begins at a multiple */
-};
+enum { RANGE = 1 << 21 /* numbers of a range, or more */ };
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -128,7 +125,8 @@ static void cut_matrices(const gpt_segment *s, gpt_segment *piece) {
 
 static int64_t take(params_layout *l, int optimizer, int64_t n) {
     int64_t at = l->n_states[optimizer];
-    l->n_states[optimizer] += (n + UNIT - 1) / UNIT * UNIT;
+    int64_t unit = state_unit(l);
+    l->n_states[optimizer] += (n + unit - 1) / unit * unit;
     return at;
 }
 
@@ -191,38 +189,37 @@ static bool is_of_rows(const gpt_segment *s, int k) {
     return k == 1 && s->row_state;
 }
 
-/* The state of a piece, with its place in that of the whole parameter; its numbers, or 0. */
-static int64_t state_of(const gpt_model *m, int i, int k, int64_t n, const gpt_segment *piece,
-                        int64_t *first, float **state) {
+/* Where the state of a piece is: in the slot of the whole parameter, and in the buffer of its slot. */
+typedef struct piece_state {
+    int64_t first, n; /* n 0: it has none of it */
+    int slot;
+    int64_t at;
+} piece_state;
+
+static piece_state state_of(const gpt_model *m, int i, int k, int64_t n, const gpt_segment *piece) {
     const gpt_segment *s = &m->layout.segments[i];
-    if (piece->offset < s->offset || piece->offset >= s->offset + s->size) return 0;
-    *first = piece->offset - s->offset;
-    if (is_of_rows(s, k)) {
-        *first /= s->cols;
-        *state = m->optimizer_state[s->optimizer][0] + piece->row_state;
-        return piece->rows;
-    }
-    *state = m->optimizer_state[s->optimizer][k] + piece->state;
-    return least(piece->size, n - *first); /* less than all where there are rows of padding */
+    int64_t first = piece->offset - s->offset;
+    if (first < 0 || first >= s->size) return (piece_state){0};
+    if (is_of_rows(s, k)) return (piece_state){first / s->cols, piece->rows, 0, piece->row_state};
+    /* Less than all where there are rows of padding. */
+    return (piece_state){first, most(least(piece->size, n - first), 0), k, piece->state};
 }
 
-void shard_state_get(const gpt_model *m, int i, int k, float *out, int64_t n) {
+void shard_state_get(gpt_model *m, int i, int k, float *out, int64_t n) {
     const params_layout *l = &m->layout;
-    int64_t first = 0;
-    float *state = NULL;
     for (int p = 0; p < l->n_shard_segments; p++) {
-        int64_t size = state_of(m, i, k, n, &l->shard_segments[p], &first, &state);
-        if (size > 0) memcpy(out + first, state, sizeof *out * (size_t)size);
+        piece_state own = state_of(m, i, k, n, &l->shard_segments[p]);
+        if (own.n)
+            state_read(m, l->segments[i].optimizer, own.slot, own.at, own.n, out + own.first);
     }
 }
 
 void shard_state_set(gpt_model *m, int i, int k, const float *values, int64_t n) {
     const params_layout *l = &m->layout;
-    int64_t first = 0;
-    float *state = NULL;
     for (int p = 0; p < l->n_shard_segments; p++) {
-        int64_t size = state_of(m, i, k, n, &l->shard_segments[p], &first, &state);
-        if (size > 0) memcpy(state, values + first, sizeof *values * (size_t)size);
+        piece_state own = state_of(m, i, k, n, &l->shard_segments[p]);
+        if (own.n)
+            state_write(m, l->segments[i].optimizer, own.slot, own.at, own.n, values + own.first);
     }
 }
 

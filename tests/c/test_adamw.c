@@ -83,7 +83,7 @@ static int make_segments(gpt_segment *segments, int64_t n) {
 /* The settings of the step'th update, as the device reads them. */
 static void *device_step(gpt_adamw adamw, int64_t step) {
     gpt_adamw_step s = {adamw, (float)(1 - pow(adamw.beta1, (double)step)),
-                        (float)(1 - pow(adamw.beta2, (double)step))};
+                        (float)(1 - pow(adamw.beta2, (double)step)), 0};
     void *device = test_device_alloc(sizeof s, TEST_GARBAGE);
     test.ops->upload(test.ctx, device, &s, sizeof s);
     return device;

@@ -306,6 +306,58 @@ static void test_grads(void) {
     }
 }
 
+static gpt_model *model_with_moments(const gpt_config *c, int moments) {
+    gpt_options options = place.options;
+    gpt_model *model = NULL;
+    options.training = 1, options.max_batch = B, options.max_seq = T, options.moments = moments;
+    EXPECT_OK(gpt_model_create(c, &options, &model));
+    EXPECT_OK(gpt_model_init(model, 3));
+    return model;
+}
+
+/* Values and moments, and the step. */
+static void copy_model(const gpt_config *c, gpt_model *from, gpt_model *to) {
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param p;
+        EXPECT_OK(gpt_config_param(c, i, &p));
+        float *x = host_floats(p.size);
+        for (int tensor = GPT_TENSOR_VALUE; tensor < GPT_TENSOR_STATE0 + 2; tensor++) {
+            if (tensor == GPT_TENSOR_GRAD) continue;
+            EXPECT_OK(gpt_model_read(from, i, tensor, x, p.size));
+            EXPECT_OK(gpt_model_write(to, i, tensor, x, p.size));
+        }
+    }
+    EXPECT_OK(gpt_model_set_step(to, gpt_model_step(from)));
+}
+
+/* One that is given another's values and moments takes the same steps, whatever the form of the moments. */
+static void test_moments(void) {
+    const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
+    for (int moments = GPT_MOMENTS_FP32; moments <= GPT_MOMENTS_INT8; moments++) {
+        EACH_PLACE {
+            if (place.options.device != GPT_DEVICE_CPU) continue;
+            const gpt_config *c = &families[1].config;
+            test_case("moments %d", moments);
+            gpt_model *one = model_with_moments(c, moments),
+                      *other = model_with_moments(c, moments);
+            int32_t *tokens = random_ints(B * T, c->vocab_size);
+            float loss[5], again = 0;
+            for (int step = 0; step < TEST_COUNT(loss); step++) {
+                EXPECT_OK(gpt_model_backward(one, tokens, tokens, B, T, 1.0f, NULL));
+                EXPECT_OK(update_adamw(one, &adamw, &loss[step], NULL));
+                if (step == 2) copy_model(c, one, other);
+                if (step < 3) continue;
+                EXPECT_OK(gpt_model_backward(other, tokens, tokens, B, T, 1.0f, NULL));
+                EXPECT_OK(update_adamw(other, &adamw, &again, NULL));
+                EXPECT(again == loss[step]);
+            }
+            EXPECT(loss[4] < loss[0] - 0.1f);
+            gpt_model_free(one);
+            gpt_model_free(other);
+        }
+    }
+}
+
 static void expect_refused(const gpt_group *groups, int n, const char *why) {
     gpt_options options = {
         .training = 1, .max_batch = 1, .n_threads = 1, .groups = groups, .n_groups = n};
@@ -318,6 +370,13 @@ static void expect_refused(const gpt_group *groups, int n, const char *why) {
 }
 
 static void test_refusals(void) {
+    gpt_options options = {.training = 1, .max_batch = 1, .n_threads = 1, .moments = 3};
+    gpt_plan plan;
+    EXPECT(gpt_plan_memory(&families[0].config, &options, &plan) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), "moments is 3"));
+    options.moments = GPT_MOMENTS_INT8, options.device = GPT_DEVICE_CUDA;
+    EXPECT(gpt_plan_memory(&families[0].config, &options, &plan) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), "on a CPU only"));
     expect_refused(&(gpt_group){.pattern = "h.*.mpl.*"}, 1, "'h.*.mpl.*'");
     expect_refused(&(gpt_group){.pattern = "wte"}, 1, "'wte'");
     expect_refused(&(gpt_group){.pattern = ""}, 1, "''");
@@ -334,5 +393,5 @@ static void test_refusals(void) {
 }
 
 TEST_API_MAIN({"frozen", test_frozen}, {"settings", test_settings}, {"sgd", test_sgd},
-              {"muon", test_muon}, {"router", test_router}, {"grads", test_grads},
-              {"refusals", test_refusals})
+              {"muon", test_muon}, {"moments", test_moments}, {"router", test_router},
+              {"grads", test_grads}, {"refusals", test_refusals})

@@ -13,6 +13,7 @@ typedef struct task {
     bool sharded, overlaps;
     int optimizer; /* enum gpt_optimizer_kind; with Muon, rows are scaled too */
     int wire;
+    int moments; /* enum gpt_moments */
     float dropout;
     gpt_lora lora; /* rank 0: all parameters are trained */
 } task;
@@ -23,6 +24,7 @@ static gpt_model *rank_model(const task *t, int rank, int size, int *status) {
     gpt_model *model = NULL;
     options.training = 1, options.max_batch = 1, options.max_seq = T, options.seed = 7;
     options.dropout = t->dropout, options.lora = t->lora, options.wire = t->wire;
+    options.moments = t->moments;
     options.optimizer = t->optimizer, options.muon_rows = t->optimizer == GPT_OPTIMIZER_MUON;
     if (t->sharded) options.n_shards = size, options.shard = rank;
     *status = gpt_model_create(t->config, &options, &model);
@@ -132,10 +134,10 @@ static void run_rank(job *j, gpt_comm *comm, int rank) {
 
 /* Losses, norms, values and states of a sharded job have the bits of one in which each rank has all. */
 static void check_bits(const gpt_config *c, const char *name, int size, float dropout,
-                       gpt_lora lora) {
-    task whole = {.config = c, .dropout = dropout, .lora = lora}, parts;
-    test_case("%s, %d ranks, dropout %g, adapters of rank %d, DoRA %d", name, size, dropout,
-              lora.rank, lora.dora);
+                       gpt_lora lora, int moments) {
+    task whole = {.config = c, .dropout = dropout, .lora = lora, .moments = moments}, parts;
+    test_case("%s, %d ranks, dropout %g, adapters of rank %d, DoRA %d, moments %d", name, size,
+              dropout, lora.rank, lora.dora, moments);
     whole.tokens = random_ints(STEPS * size * T, c->vocab_size);
     parts = whole, parts.sharded = true;
     int64_t n = (lora.rank ? 0 : 3 * n_params(c)) + 2 * STEPS;
@@ -242,13 +244,14 @@ static void test_bits(void) {
         if (place.options.device != GPT_DEVICE_CPU) continue;
         for (int f = 0; f < 2; f++) {
             gpt_config c = wide(&families[f]);
-            check_bits(&c, families[f].name, 2 + f, f ? 0.3f : 0, none);
+            for (int moments = 0; moments <= GPT_MOMENTS_INT8; moments++)
+                check_bits(&c, families[f].name, 2 + f, f ? 0.3f : 0, none, moments);
             gpt_lora lora = lora_of(&c, f, 0);
             lora.dora = f;
-            check_bits(&c, families[f].name, 2, 0, lora);
+            check_bits(&c, families[f].name, 2, 0, lora, f);
         }
         /* One block: a rank has no part. */
-        check_bits(&families[0].config, families[0].name, 2, 0, none);
+        check_bits(&families[0].config, families[0].name, 2, 0, none, GPT_MOMENTS_INT8);
     }
 }
 

@@ -162,6 +162,7 @@ class Model(Uncopied):
         z_loss: float = 0.0,
         muon_rows: bool = False,
         recompute_layers: int = 0,
+        optimizer_dtype: str = "fp32",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
@@ -174,7 +175,7 @@ class Model(Uncopied):
         options = Options(
             device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
             kv_dtype, optimizer, label_smoothing, z_loss, muon_rows=muon_rows,
-            recompute_layers=recompute_layers,
+            recompute_layers=recompute_layers, optimizer_dtype=optimizer_dtype,
         )  # fmt: skip
         model = cls(config, options)
         if init:

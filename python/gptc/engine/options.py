@@ -18,6 +18,7 @@ KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
 OPTIMIZERS = ("adamw", "muon")
 WIRES = ("fp32", "bf16", "int8")
+MOMENTS = ("fp32", "bf16", "int8")
 
 
 class BlockRows(NamedTuple):
@@ -85,7 +86,8 @@ class Options:
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
     `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU. `wire`
     is the form in which ranks send gradients: "fp32", or, on a CPU and with error feedback, "bf16"
-    or "int8".
+    or "int8". `optimizer_dtype` is that in which AdamW's moments are kept: "fp32", "bf16" or "int8"
+    (with a scale for each 256).
     """
 
     device: str = "auto"
@@ -109,6 +111,7 @@ class Options:
     muon_rows: bool = False
     wire: str = "fp32"
     recompute_layers: int = 0
+    optimizer_dtype: str = "fp32"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -119,7 +122,7 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
         few = {"recompute": RECOMPUTE, "kv_dtype": KV_DTYPES, "optimizer": OPTIMIZERS}
-        few["wire"] = WIRES
+        few |= {"wire": WIRES, "optimizer_dtype": MOMENTS}
         for name, choices in few.items():
             value = getattr(self, name)
             if value not in choices:
@@ -164,6 +167,7 @@ class Options:
             shard=self.shard,
             muon_rows=int(self.muon_rows),
             wire=WIRES.index(self.wire),
+            moments=MOMENTS.index(self.optimizer_dtype),
             recompute=RECOMPUTE.index(self.recompute),
             recompute_layers=self.recompute_layers,
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),

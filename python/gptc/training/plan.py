@@ -251,7 +251,8 @@ def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
     model, n_bytes = setup.model, size_of(setup.model.trained, training=True)
     copied: Model | Snapshot = model
     copied_s = 0.0
-    if has_copy := setup.has_copy():
+    n_saves = count_saves(setup.options, setup.state.step, setup.horizon.steps, setup.has_val)
+    if has_copy := n_saves > 1 and setup.has_copy():  # the last one has none: it would add memory
         copied = snapshot = Snapshot(model)
         snapshot.take(model)  # whose memory is then there
         copied_s = _timed(lambda: snapshot.take(model))

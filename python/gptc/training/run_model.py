@@ -120,6 +120,7 @@ def model_settings(
         recompute=options.recompute,
         recompute_layers=options.recompute_layers,
         optimizer=options.optimizer,
+        optimizer_dtype=options.optimizer_dtype,
         muon_rows=options.muon_rows,
         label_smoothing=options.label_smoothing,
         z_loss=options.z_loss,

@@ -301,6 +301,9 @@ def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
         if name != "data_sha256"
         and (before := trainer.get(name, 1)) != value  # older checkpoints are of one rank
     ]
+    before, now = trainer["options"].get("optimizer_dtype", "fp32"), setup.options.optimizer_dtype
+    if before != now:
+        changes.append(f"the moments were {before} and are {now} now")
     if (other := setup.other_data(base)) is not None:
         changes.append(other)
         setup.state.forget_best()

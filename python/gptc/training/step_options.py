@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptc.engine.options import OPTIMIZERS, RECOMPUTE
+from gptc.engine.options import MOMENTS, OPTIMIZERS, RECOMPUTE
 from gptc.settings import option
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
@@ -145,6 +145,13 @@ class StepOptions:
         section=STEP,
         choices=OPTIMIZERS,
         shown="by preset",
+    )
+    optimizer_dtype: str = option(
+        "fp32",
+        "Data type of AdamW's moments, to save memory, on a CPU; int8 = with a scale for each 256. "
+        "Muon's momentum stays fp32.",
+        section=STEP,
+        choices=MOMENTS,
     )
     momentum: float = option(
         0.95,

@@ -144,6 +144,17 @@ def test_a_checkpoint_is_timed_without_a_copy_where_a_run_makes_none(
         assert planned_bytes(setup, 0, 0) == planned - own
 
 
+def test_a_run_with_one_checkpoint_is_planned_without_a_copy(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of the calibration would be in the peak of this process."""
+    with _ready({**options, "eval_every": 8, "save_every": 8}) as setup:
+        assert setup.has_copy()
+        monkeypatch.setattr(planning, "Snapshot", None)  # none is made
+        while_running, at_end = planning._save_s(setup, Path(options["out"]))
+        assert while_running == at_end > 0
+
+
 def test_tokens_per_step_set_the_micro_batches(options: Options) -> None:
     given = {**options, "tokens_per_step": 70, "steps": 2, "eval_every": 2}  # of 2 x 16
     summary = train(given)

@@ -44,9 +44,19 @@ def test_a_damaged_checkpoint_is_skipped_and_said_once(
         {"dropout": 0.2, "grad_accum": 3, "schedule": "linear", "eval_every": 3},
         {"preset": "gpt2", "n_ff": 64, "schedule": "wsd", "save_every": 1, "keep_last": 0},
         {"optimizer": "muon", "momentum_warmup": 6, "batch_size": 3},
+        {"optimizer_dtype": "bf16", "save_every": 1},
+        {"optimizer_dtype": "int8", "n_embd": 40, "n_ff": 56},
         {"n_expert": 3, "n_expert_used": 1, "router_loss": 0.1, "grad_accum": 2},
     ],
-    ids=["plain", "dropout and micro-batches", "gpt2", "muon", "experts"],
+    ids=[
+        "plain",
+        "dropout and micro-batches",
+        "gpt2",
+        "muon",
+        "moments of 16 bits",
+        "moments of 8 bits",
+        "experts",
+    ],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     options: Options, changes: Options, tmp_path: Path
@@ -223,6 +233,20 @@ def test_a_run_with_muon_is_imported_without_its_optimizer(
     assert any("moments, every number finite" in line for line in found.check())
     assert import_model(found.path, tmp_path / "imported").optimizer_step is None
     export_model(found, "heimerl", tmp_path / "model_gpt.bin")
+
+
+def test_moments_are_converted_with_a_note(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, note = Path(options["out"]), "note: the moments were fp32 and are int8 now, so"
+    train({**options, "steps": 4})
+    train({"steps": 5, "optimizer_dtype": "int8"}, resume=out)
+    assert note in capsys.readouterr().err
+    train({"steps": 6}, resume=out)
+    assert "note: the moments" not in capsys.readouterr().err
+    moments = Checkpoint(find_checkpoint(out)).state("m.wte.weight")
+    assert moments is not None
+    assert len(set(abs(moments.ravel()[:256]).tolist())) <= 128
 
 
 def test_a_run_of_scaled_rows_resumes_bit_for_bit(options: dict[str, Any]) -> None:
