@@ -89,7 +89,8 @@ def test_added_words_come_back(tmp_path: Path, to: str) -> None:
     check_tokens(tokenizer, again, "it")
     if to == "gguf":
         written: Any = open_model(tmp_path / "out")
-        types = written._strings_or_numbers(written.metadata["tokenizer.ggml.token_type"])
+        key = "tokenizer.ggml.token_type"
+        types = written._strings_or_numbers(written.metadata[key], key, True)
         names = {"<|user|>": 3, "spouse": 4, "<|endoftext|>": 3}
         for name, kind in names.items():
             id: Any = tokenizer.id_of(name)  # type: ignore[attr-defined]
