@@ -269,12 +269,8 @@ SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int 
         tiles_end();
     }
 #endif
-    if (rows == 1) { /* one panel after another, as they come from memory */
-        for (int i = 0; i < panels; i++)
-            quant_band(f, c + i * PANEL, a, 0, b + i, b + i, b->next ? 1 : 0, n_groups, 1, 1);
-        return;
-    }
-    int band = cpu_max(1, BAND / quant_halves(f));
+    /* A panel alone, the last one of some, is not worth the code of long bands. */
+    int most = panels < BAND_PANELS ? BAND / 2 : BAND, band = cpu_max(1, most / quant_halves(f));
     const panel_part *ask = b, *end = b->next ? b + panels : b; /* a panel a band */
     for (; band > 1 && row + band <= rows; row += band, ask += ask < end)
         quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, band, panels);
@@ -293,10 +289,12 @@ typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel
     static void kernel_##name(float *c, const rounded_rows *a, int rows, const panel_part *b,      \
                               int n_groups, int panels) {                                          \
         const quant_form f = {__VA_ARGS__};                                                        \
-        if (panels == BAND_PANELS)                                                                 \
+        if (BAND_PANELS > 1 && panels == BAND_PANELS && rows > 1) {                                \
             quant_bands(f, c, a, rows, b, n_groups, BAND_PANELS);                                  \
-        else                                                                                       \
-            quant_bands(f, c, a, rows, b, n_groups, 1);                                            \
+            return;                                                                                \
+        }                                                                                          \
+        for (int i = 0; i < panels; i++) /* those of one row one by one, as they are in memory */  \
+            quant_bands(f, c + i * PANEL, a, rows, b + i, n_groups, 1);                            \
     }
 QUANT_FORMS(KERNEL)
 #undef KERNEL
