@@ -112,12 +112,12 @@ static size_t products_room(int N, int widest) {
     return (size_t)cpu_round_up((int64_t)(own > gradients ? own : gradients), 64);
 }
 
-/* The product, with the adapter where there is one. */
 /* Of a layer or of its adapter, whose rank may be more. */
 static int widest_of(int layer, int n_parts, int rank) {
     return cpu_max(layer, n_parts * rank);
 }
 
+/* The product, with the adapter where there is one. */
 static void forward_product(gpt_ctx *ctx, const linear_forward *op, product *p) {
     product_more more;
     if (op->lora) {

@@ -203,7 +203,8 @@ static int64_t split(product_tiles *t, int n_threads, int most_cols) {
     t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), GROUP_COLS));
     t->n_rows = (int)cpu_div_up(p->M, t->rows);
     int64_t least = busiest_columns(p, n_threads, t->cols);
-    for (int cols = t->cols; p->M <= FEW && cols >= LEAST_COLS; cols -= GROUP_COLS) {
+    int groups = t->cols / GROUP_COLS; /* all columns of a gradient may end within one */
+    for (int cols = groups * GROUP_COLS; p->M <= FEW && cols >= LEAST_COLS; cols -= GROUP_COLS) {
         if (busiest_columns(p, n_threads, cols) >= least) continue;
         least = busiest_columns(p, n_threads, cols);
         t->cols = cols;

@@ -97,7 +97,7 @@ static float code_block(const coded *to, uint8_t *codes, const float *values, in
     float per_scale = scale >= MOMENT_LEAST ? 1 / scale : 0;
     for (int i = 0; i < n; i++) {
         int j = moment_code_at(&to->code, fabsf(values[i]) * per_scale, 0.5f);
-        codes[i] = (uint8_t)(to->is_signed && values[i] < 0 ? j + MOMENT_SIGN : j);
+        codes[i] = (uint8_t)(to->is_signed && signbit(values[i]) ? j + MOMENT_SIGN : j);
     }
     return per_scale > 0 ? scale : 0;
 }

@@ -330,6 +330,20 @@ static void copy_model(const gpt_config *c, gpt_model *from, gpt_model *to) {
     EXPECT_OK(gpt_model_set_step(to, gpt_model_step(from)));
 }
 
+/* A moment that was read and is written is read with the same bits, a negative one that was rounded to 0, too. */
+static void check_read_again(const gpt_config *c, gpt_model *model) {
+    gpt_param p;
+    EXPECT_OK(gpt_config_param(c, 0, &p));
+    float *x = host_floats(p.size), *again = host_floats(p.size);
+    for (int64_t i = 0; i < p.size; i++) again[i] = i % 7 ? -1e-9f * (float)(i % 5) : 1;
+    for (int k = 0; k < 2; k++) {
+        memcpy(x, again, sizeof *x * (size_t)p.size);
+        EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_STATE0, x, p.size));
+        EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_STATE0, again, p.size));
+    }
+    EXPECT(!memcmp(x, again, sizeof *x * (size_t)p.size));
+}
+
 /* One that is given another's values and moments takes the same steps, whatever the form of the moments. */
 static void test_moments(void) {
     const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
@@ -340,6 +354,7 @@ static void test_moments(void) {
             test_case("moments %d", moments);
             gpt_model *one = model_with_moments(c, moments),
                       *other = model_with_moments(c, moments);
+            check_read_again(c, other);
             int32_t *tokens = random_ints(B * T, c->vocab_size);
             float loss[5], again = 0;
             for (int step = 0; step < TEST_COUNT(loss); step++) {

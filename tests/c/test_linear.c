@@ -31,6 +31,9 @@ static const sizes cases[] = {
     {4, 17, 70},
     {5, 40, 9},
     {6, 33, 130},
+    /* few rows of a weight gradient, whose columns threads share in whole groups */
+    {3, 100, 40},
+    {35, 127, 64},
     /* sums of more terms, and more rows, than are taken at once */
     {3, 1601, 17},
     {5, 18, 1601},
