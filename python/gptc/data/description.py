@@ -23,6 +23,7 @@ CHATS_VERSION = 4  # of a dataset of conversations, whose shards have masks
 
 _MOST = 1 << 62  # of a count
 _CHECKSUM = "checksum"
+_FEWER = "prepare the dataset with a larger --shard-tokens"
 
 
 def with_checksum(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,12 +36,12 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of dataset.json, None without such a file."""
     path = folder / DATASET_FILE
     try:
-        data = read_file(path, "json")
+        data = read_file(path, "json", _FEWER)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    check_values(data, str(path), "entries", "prepare the dataset with a larger --shard-tokens")
+    check_values(data, str(path), "entries", _FEWER)
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError):

@@ -139,6 +139,9 @@ class Options:
             raise EngineError(problem, library.GPT_ERR_DEVICE)
         if device == "auto":
             device = "cpu" if problem else "cuda"
+        if device == "cuda" and self.optimizer_dtype != "fp32":
+            dtype = self.optimizer_dtype
+            raise UsageError(f"optimizer_dtype {dtype!r} is for a CPU; use device 'cpu', or 'fp32'")
         if dtype == "auto":
             fast = device == "cuda" or library.load().lib.gpt_cpu_has_bf16()
             dtype = "bf16" if fast else "fp32"

@@ -86,7 +86,7 @@ def read_any(file: IO[bytes], where: str, name: str) -> bytes:
     return bytes(data)
 
 
-def read_file(path: Path, name: str = "tokenizer") -> bytes:
+def read_file(path: Path, name: str = "tokenizer", advice: str = "give a smaller file") -> bytes:
     """The content of a regular file. OSError when it cannot be read.
 
     GptcError for a device, a pipe, or more bytes than the limit `name`.
@@ -100,5 +100,5 @@ def read_file(path: Path, name: str = "tokenizer") -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise GptcError(f"{path} is not a regular file: copy its content to one")
         if status.st_size > limit(name):
-            raise refuse(str(path), name, "give a smaller file")
+            raise refuse(str(path), name, advice)
         return file.read(status.st_size)

@@ -228,10 +228,10 @@ def _check_types(values: dict[str, Any], where: str) -> None:
     kinds = {"model": (str,), "pre": (str,)}
     for key, kind in kinds.items():
         if values.get(key) is not None and not isinstance(values[key], kind):
-            raise GptcError(f"{where}: tokenizer.ggml.{key} is {values[key]!r:.40}, not a text")
+            raise GptcError(f"{where}: tokenizer.ggml.{key} is {_shown(values[key])}, not a text")
     for name, text in (values.get("chat_template") or {}).items():
         if not isinstance(text, str):
-            raise GptcError(f"{where}: its chat template {name} is {text!r:.40}, not a text")
+            raise GptcError(f"{where}: its chat template {name} is {_shown(text)}, not a text")
     for key, item in LISTS.items():
         found = values.get(key)
         if found is None:
@@ -248,6 +248,11 @@ def _check_types(values: dict[str, Any], where: str) -> None:
                 f"{where}: tokenizer.ggml.{key} has {len(values[key]):,} numbers for "
                 f"{n_tokens:,} tokens: copy the file again"
             )
+
+
+def _shown(value: Any) -> str:
+    """A value of another type, for an error; one that was not read is an array."""
+    return "an array or too long" if isinstance(value, tuple | list) else f"{value!r:.40}"
 
 
 def _merge(line: str) -> tuple[bytes, bytes]:

@@ -112,7 +112,7 @@ class _Template:
 
     def __init__(self, text: str) -> None:
         self.mark, self.fault = "", {}
-        self.longest = self.most = 0
+        self.longest = self.most = self.left = 0
         try:
             self._template = _environment(lambda: self.mark).from_string(text)
         except BaseException as error:
@@ -123,10 +123,12 @@ class _Template:
         text, n = [], 0
         for piece in self._template.generate(variables):
             n += len(piece)
-            if n > (most := min(self.longest, self.most)):
-                raise ValueError(f"its text has more than {most:,} characters")
+            if n > self.longest:
+                raise ValueError(f"its text has more than {self.longest:,} characters")
+            if n > self.left:
+                raise ValueError(f"its texts have more than {self.most:,} characters together")
             text.append(piece)
-        self.most -= n
+        self.left -= n
         return "".join(text)
 
 
@@ -144,6 +146,7 @@ def answer(template: _Template, data: bytes) -> bytes:
             request = json.loads(data)
             template.mark = request["mark"]
             template.longest, template.most = request["longest"], request["most"]
+            template.left = template.most
             found = {"several": [_rendered(template, **one) for one in request["several"]]}
         except BaseException as error:
             found = _fault(error)

@@ -319,6 +319,9 @@ def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.Monke
     assert replace(reading).resolved() == replace(reading, device="cuda", dtype="bf16")
     assert Options().resolved() == Options(device="cuda", dtype="fp32")
     assert Options("cpu", "auto").resolved() == Options(device="cpu", dtype=fast)
+    with pytest.raises(UsageError, match="optimizer_dtype 'int8' is for a CPU; use device 'cpu'"):
+        Options(optimizer_dtype="int8").resolved()
+    assert Options("cpu", optimizer_dtype="int8").resolved().device == "cpu"
 
 
 def test_save_and_load(config: Config, tmp_path: Path) -> None:

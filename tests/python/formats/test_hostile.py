@@ -122,6 +122,23 @@ def test_a_value_of_gguf_that_nobody_reads_takes_no_memory(
     assert fuzz.attempt(target, content) == "read"
 
 
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "tokenizer.chat_template.x"])
+def test_a_text_of_gguf_that_is_too_long_is_named(
+    targets: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    """It was not read; its place in the file tells a person nothing."""
+    content = targets["gguf"].file.read_bytes()
+    value = struct.pack("<Q", len(key)) + key.encode()
+    n_bytes = (4 << 20) + 4
+    n_bytes += -(len(value) + 12 + n_bytes) % 32  # what follows stays aligned
+    value += struct.pack("<IQ", 8, n_bytes) + b"x" * n_bytes
+    (n_keys,) = struct.unpack_from("<Q", content, 16)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content[:16] + struct.pack("<Q", n_keys + 1) + value + content[24:])
+    with pytest.raises(GptcError, match=r"is an array or too long, not a text$"):
+        open_model(path).tokenizer()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "openai-hparams"])
 def test_json_that_is_too_long_names_its_limit(
     targets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
