@@ -251,7 +251,7 @@ typedef struct linear_forward {
 /* Where the layer's input is itself activation(pre), din is the gradient of pre; with activation
  * NONE it is the gradient of in. */
 typedef struct linear_backward {
-    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, =; with made it may be pre */
+    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, =; with makes_activations it may be pre */
     float *dw;       /* (OC, IC) +=, or = without add; or NULL */
     float *db;       /* (OC) +=, or NULL */
     const act *dout; /* (N, OC) */
@@ -758,6 +758,8 @@ static inline double muon_flops(int rows, int cols) {
 
 /* ---- context.c, table.c ---- */
 
+enum { GPT_REPLAY_KEY = 8 };
+
 typedef struct gpt_ops {
     const char *name;      /* such as "cpu fp32 avx512" */
     size_t act_bytes;      /* one element of act */
@@ -789,7 +791,8 @@ typedef struct gpt_ops {
     int (*peak)(gpt_ctx *ctx, double *flops, double *bytes);
     /* Running a sequence of ops again in one go; NULL where there is nothing to gain. Ops are run
      * between `begin`, unless that has run them and returns 1, and `end`, and again where `end`
-     * returns 0. The same key (n numbers) must mean the same ops with the same arguments. */
+     * returns 0. The same key (n numbers, at most GPT_REPLAY_KEY) must mean the same ops with the
+     * same arguments. */
     int (*replay_begin)(gpt_ctx *ctx, const int64_t *key, int n);
     int (*replay_end)(gpt_ctx *ctx);
     /* Bytes of workspace that ops on this shape need, and the workspace itself. */

@@ -256,6 +256,7 @@ static void forward_backward(gpt_model *m, const batch *x, int64_t micro, float 
                            documents,
                            x->row};
     if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m, micro);
+    _Static_assert(sizeof key <= GPT_REPLAY_KEY * sizeof *key, "GPT_REPLAY_KEY is too small");
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         model_forward(m, &m->acts, x);

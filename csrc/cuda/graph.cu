@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_GRAPHS = 64, MAX_KEY = 8 };
+enum { MAX_GRAPHS = 64 };
 
 typedef struct recorded {
-    int64_t key[MAX_KEY];
+    int64_t key[GPT_REPLAY_KEY];
     int runs; /* before there was a graph */
     int refused;
     cudaGraphExec_t graph; /* NULL: none yet */
@@ -41,7 +41,7 @@ void cuda_graphs_close(cuda_graphs *g) {
 }
 
 static recorded *find(cuda_graphs *g, const int64_t *key, int n) {
-    int64_t whole[MAX_KEY] = {};
+    int64_t whole[GPT_REPLAY_KEY] = {};
     memcpy(whole, key, sizeof *key * (size_t)n);
     for (int i = 0; i < g->n; i++)
         if (!memcmp(g->all[i].key, whole, sizeof whole)) return &g->all[i];

@@ -248,8 +248,8 @@ static __global__ void route_logits_backward_kernel(float *dlogits, route_backwa
 
 /* din += dlogits w. A thread has a column of ROUTE_ROWS rows. */
 static __global__ void route_inputs_backward_kernel(const float *dlogits, route_backward a) {
-    int c = (int)(blockIdx.x * BLOCK_THREADS + threadIdx.x);
-    int64_t first = (int64_t)blockIdx.y * ROUTE_ROWS;
+    int c = (int)(blockIdx.y * BLOCK_THREADS + threadIdx.x);
+    int64_t first = (int64_t)blockIdx.x * ROUTE_ROWS; /* x, which may be large */
     if (c >= a.C) return;
     float sums[ROUTE_ROWS] = {};
     for (int e = 0; e < a.E; e++) {
@@ -306,7 +306,7 @@ CUDA_ACTS_OP(route_backward) {
     launch(ctx, route_logits_backward_kernel,
            dim3((unsigned)div_up(op->N, ROUTE_WARPS * ROUTE_ROWS)), BLOCK_THREADS,
            sizeof(float) * (size_t)op->E, m.dlogits, *op);
-    launch(ctx, route_inputs_backward_kernel, dim3(columns, (unsigned)div_up(op->N, ROUTE_ROWS)),
+    launch(ctx, route_inputs_backward_kernel, dim3((unsigned)div_up(op->N, ROUTE_ROWS), columns),
            BLOCK_THREADS, 0, m.dlogits, *op);
     if (!op->dw) return;
     launch(ctx, route_weights_backward_kernel,

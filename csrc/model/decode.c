@@ -241,6 +241,7 @@ static void session_rows(gpt_session *s, step *t, int begin, int n) {
                    (!draws || draws_that_fit(s, t, n) == n);
     if (replays && draws) upload_draws(s, t, n);
     t->drawn = replays && draws;
+    _Static_assert(sizeof key <= GPT_REPLAY_KEY * sizeof *key, "GPT_REPLAY_KEY is too small");
     if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) {
         t->held = n;
         return;

@@ -77,6 +77,7 @@ void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS
     model_pack(m); /* so that a step that is refused leaves both forms alike */
     upload_settings(m, settings);
     m->dora.stale = true;
+    _Static_assert(sizeof key <= GPT_REPLAY_KEY * sizeof *key, "GPT_REPLAY_KEY is too small");
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         if (!is_sharded(&m->layout)) ops->grad_norm(m->ctx, &norm);

@@ -217,7 +217,7 @@ static void check_step(int form, int64_t n, double size, gpt_adamw adamw) {
         EXPECT_SAME("v before the first", got_v, v, PER_SCALE);
     }
     /* Visits have the same numbers: their error is that of one. A rounding has a deviation of half a gap at most. */
-    for (int k = 0; k < 2 && n > 100; k++)
+    for (int k = 0; k < 2 && n > 100 && counts[k] > 0; k++) /* none without a CPU */
         EXPECT(fabs(sums[k]) / counts[k] < 5 * 0.5 / sqrt((double)n));
 }
 

@@ -29,7 +29,7 @@ _BYTES = 1 << 29  # of address space
 _BYTES_EACH = 64  # for each byte of a request
 # A text has at most as many characters as a template, and so many for each byte of a request; all
 # texts of a request have so many.
-_TIMES, _IN_ALL = 4, 1 << 26
+_TIMES, _IN_ALL = 4, 1 << 27
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one field, by three names
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use
