@@ -153,7 +153,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    files = [file for file in sorted(folder.iterdir()) if file.suffix not in (".c", ".md")]
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in found if file.suffix not in (".c", ".md")]
+    if not files:
+        parser.error(f"{folder} is not a folder with files")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
         n, failures = attack(files)
