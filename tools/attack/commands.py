@@ -81,7 +81,7 @@ def _child(args: list[str], folder: Path, errors: Path) -> None:
 
 def fault(end: Outcome, n_bytes: int) -> str | None:
     """The fault of an outcome, for a file of so many bytes; None for a good one."""
-    if end.code < 0 or end.code == 99 or "Traceback" in end.said or "unexpected " in end.said:
+    if end.code < 0 or end.code == 99 or "Traceback" in end.said or "please report it" in end.said:
         return f"ends with {end.code}"
     if end.cpu_s > SECONDS:
         return f"takes {end.cpu_s:.1f} s"

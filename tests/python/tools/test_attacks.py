@@ -126,7 +126,8 @@ def test_each_fault_of_a_command_is_found() -> None:
     assert commands.fault(good._replace(code=0, said="seed 1\n"), 9) is None
     for changes, why in (
         ({"code": -6}, "ends with -6"),
-        ({"said": "gptc: error: unexpected KeyError: 1\n"}, "ends with 1"),
+        ({"said": "gptc: error: unexpected KeyError: 1; please report it\n"}, "ends with 1"),
+        ({"said": "gptc: error: x is damaged (unexpected end)\n"}, None),
         ({"said": ""}, "prints 0 errors"),
         ({"said": "gptc: error: x\ny\n"}, "prints 1 errors"),
         ({"cpu_s": 11.0}, "takes 11.0 s"),
