@@ -262,9 +262,9 @@ typedef struct linear_backward {
     int add;
     int N, IC, OC;
     const struct lora_backward *lora; /* as in forward */
-    act *
-        made; /* (N, IC) = activation(pre), with a pre and without in: room for the layer's input, made
-                * with din and read for dw and the adapter; or NULL */
+    /* (N, IC) = activation(pre), with a pre and without in: room for the layer's input, made with din
+     * and read for dw and the adapter; or NULL. */
+    act *made;
 } linear_backward;
 
 /* ---- route.c ---- */
@@ -758,7 +758,7 @@ static inline double muon_flops(int rows, int cols) {
 
 /* ---- context.c, table.c ---- */
 
-enum { GPT_REPLAY_KEY = 8 };
+enum { GPT_REPLAY_KEY = 8 }; /* numbers in a key of replay_begin */
 
 typedef struct gpt_ops {
     const char *name;      /* such as "cpu fp32 avx512" */

@@ -20,13 +20,13 @@ typedef struct update_task {
 /* Strips of rows of a piece where the strip is packed in passing: as few as have whole units. */
 static int64_t update_strips(const update_task *t, const gpt_segment *s) {
     int64_t n = 1;
-    while (STRIP * s->cols * n % t->unit) n *= 2;
+    while ((int64_t)STRIP * s->cols * n % t->unit) n *= 2;
     return n;
 }
 
 /* Pieces of a segment: blocks of numbers, or strips. */
 static int64_t update_piece_size(const update_task *t, const gpt_segment *s) {
-    return cpu_strips_are_whole(s) ? STRIP * s->cols * update_strips(t, s) : 1 << 15;
+    return cpu_strips_are_whole(s) ? (int64_t)STRIP * s->cols * update_strips(t, s) : 1 << 15;
 }
 
 static int64_t update_pieces(const update_task *t, const gpt_segment *s) {

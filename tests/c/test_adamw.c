@@ -2,21 +2,7 @@
 #include "testing.h"
 
 #include "reference.h"
-
-static gpt_shape shape_of(int64_t n) {
-    return (gpt_shape){.N = 1,
-                       .T = 1,
-                       .C = 1,
-                       .V = 2,
-                       .Vp = 2,
-                       .NH = 1,
-                       .NKV = 1,
-                       .HS = 1,
-                       .F = 1,
-                       .activation = GPT_ACT_GELU,
-                       .training = 1,
-                       .n_params = n};
-}
+#include "updates.h"
 
 static const int64_t norm_sizes[] = {1, 3, 1000, 100003};
 

@@ -3,23 +3,9 @@
 
 #include "moments.h"
 #include "reference.h"
+#include "updates.h"
 
 static const int forms[] = {GPT_MOMENTS_BF16, GPT_MOMENTS_INT8};
-
-static gpt_shape shape_of(int64_t n) {
-    return (gpt_shape){.N = 1,
-                       .T = 1,
-                       .C = 1,
-                       .V = 2,
-                       .Vp = 2,
-                       .NH = 1,
-                       .NKV = 1,
-                       .HS = 1,
-                       .F = 1,
-                       .activation = GPT_ACT_GELU,
-                       .training = 1,
-                       .n_params = n};
-}
 
 /* ---- the numbers that a moment can be, by the paper's description and in float64 ---- */
 
