@@ -155,19 +155,6 @@ static __device__ inline float dot(const chunks<CHUNKS> &a, const chunks<CHUNKS>
     return sum;
 }
 
-/* The sum, or the largest, over lanes whose numbers differ in some bits. */
-template <int FROM, int TO> static __device__ inline float lanes_sum(float x) {
-#pragma unroll
-    for (int offset = FROM; offset >= TO; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
-    return x;
-}
-template <int FROM, int TO> static __device__ inline float lanes_max(float x) {
-#pragma unroll
-    for (int offset = FROM; offset >= TO; offset /= 2)
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
-    return x;
-}
-
 /* Of 2 HALF numbers, the lane keeps one half, and adds the same half of the lane across. */
 template <int HALF, int W> static __device__ inline int exchange(float (&x)[W], int offset) {
     bool upper = (int)threadIdx.x & offset;

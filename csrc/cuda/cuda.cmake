@@ -61,11 +61,12 @@ function(add_cuda name)
   target_include_directories(${name} PRIVATE csrc/cuda csrc)
   # After nvcc's own: a folder of wheels may hold headers of another version of CUDA's runtime.
   target_include_directories(${name} SYSTEM PRIVATE ${GPTC_CUBLAS_INCLUDE})
+  # Said to CMake too, which else adds an older one to the option.
   target_compile_options(${name} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra ${cuda_targets})
   if(GPTC_PTXAS_INFO)
     target_compile_options(${name} PRIVATE -Xptxas=-v)
   endif()
-  set_target_properties(${name} PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+  set_target_properties(${name} PROPERTIES CUDA_STANDARD 20 CUDA_VISIBILITY_PRESET hidden)
   target_sources(gpt_objects INTERFACE $<TARGET_OBJECTS:${name}>)
 endfunction()
 

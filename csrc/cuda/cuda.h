@@ -261,17 +261,42 @@ static __device__ inline float number(const chunk &c, int i) {
     return x;
 }
 
-/* All lanes of a warp receive the sum, or the largest, always added in the same order. */
-static __device__ inline float warp_sum(float x) {
+/* The sum, or the largest, over lanes whose numbers differ in bits, from bit FROM to bit TO: all of them receive
+ * it, always added in the same order. */
+template <int FROM, int TO> static __device__ inline float shuffled_sum(float x) {
 #pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    for (int offset = FROM; offset >= TO; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
     return x;
 }
-static __device__ inline float warp_max(float x) {
+template <int FROM, int TO> static __device__ inline float shuffled_max(float x) {
 #pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2)
+    for (int offset = FROM; offset >= TO; offset /= 2)
         x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
     return x;
+}
+
+#ifdef GPTC_EMULATE_CUDA
+/* The same steps in one exchange of a warp's fibers. */
+template <int FROM, int TO> static inline float lanes_sum(float x) {
+    return emulate_fold(x, FROM, TO, false);
+}
+template <int FROM, int TO> static inline float lanes_max(float x) {
+    return emulate_fold(x, FROM, TO, true);
+}
+#else
+template <int FROM, int TO> static __device__ inline float lanes_sum(float x) {
+    return shuffled_sum<FROM, TO>(x);
+}
+template <int FROM, int TO> static __device__ inline float lanes_max(float x) {
+    return shuffled_max<FROM, TO>(x);
+}
+#endif
+/* Over all lanes of a warp. */
+static __device__ inline float warp_sum(float x) {
+    return lanes_sum<WARP / 2, 1>(x);
+}
+static __device__ inline float warp_max(float x) {
+    return lanes_max<WARP / 2, 1>(x);
 }
 
 /* The sum over a block's THREADS, a power of two, in thread 0; through as many doubles of shared

@@ -201,34 +201,40 @@ static __device__ inline void finish_pair(const expert_product &p, const expert_
     }
 }
 
+/* The sums of a piece's rows are used up: those of the next one move to its place, so that one piece's code does
+ * for all, and registers have numbers that are known. */
 template <int KIND, typename T, bool VEC>
-static __device__ inline void finish_tile(const expert_product &p, const expert_place &at,
-                                          const T &t) {
+static __device__ inline void finish_tile(const expert_product &p, const expert_place &at, T &t) {
     constexpr int PAIR = T::PAIR, GROUP = T::GROUP;
     bool gated = KIND == EXPERT_FORWARD && is_gated(p.activation);
     int end = KIND == EXPERT_WEIGHTS ? p.M : at.rows, first = KIND == EXPERT_WEIGHTS ? 0 : at.begin;
-#pragma unroll
-    for (int m = 0; m < T::MI; m++)
+#pragma unroll 1
+    for (int m = 0; m < T::MI; m++) {
 #pragma unroll
         for (int e = 0; e < T::V; e += PAIR) {
             int row = at.row + T::row(m, e);
             if (row >= end) continue;
 #pragma unroll
             for (int n = 0; n < T::NI; n += 2) {
-                float x[PAIR], y[PAIR], none[PAIR] = {};
+                float x[PAIR], y[PAIR], ups[PAIR];
                 int c = T::col(n, e), d = T::col(n + 1, e);
 #pragma unroll
-                for (int i = 0; i < PAIR; i++)
-                    x[i] = t.sum[m][n][e + i], y[i] = t.sum[m][n + 1][e + i];
-                if (gated) {
-                    c = c / (2 * GROUP) * GROUP + c % GROUP;
-                    finish_pair<KIND, PAIR, VEC>(p, at, first + row, at.col + c, x, y);
-                } else {
-                    finish_pair<KIND, PAIR, VEC>(p, at, first + row, at.col + c, x, none);
-                    finish_pair<KIND, PAIR, VEC>(p, at, first + row, at.col + d, y, none);
+                for (int i = 0; i < PAIR; i++) {
+                    x[i] = t.sum[0][n][e + i], y[i] = t.sum[0][n + 1][e + i];
+                    ups[i] = gated ? y[i] : 0;
                 }
+                if (gated) c = c / (2 * GROUP) * GROUP + c % GROUP;
+                finish_pair<KIND, PAIR, VEC>(p, at, first + row, at.col + c, x, ups);
+                if (!gated) finish_pair<KIND, PAIR, VEC>(p, at, first + row, at.col + d, y, ups);
             }
         }
+#pragma unroll
+        for (int i = 0; i < T::MI - 1; i++)
+#pragma unroll
+            for (int n = 0; n < T::NI; n++)
+#pragma unroll
+                for (int e = 0; e < T::V; e++) t.sum[i][n][e] = t.sum[i + 1][n][e];
+    }
 }
 
 template <typename T> static __host__ __device__ constexpr int stage_numbers() {

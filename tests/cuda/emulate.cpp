@@ -116,6 +116,7 @@ struct transfers {
 
 struct warp_slots {
     unsigned char given[2][EMULATED_LANES * EMULATED_SLOT_BYTES];
+    float folded[2][EMULATED_LANES];
     long turn;
 };
 
@@ -368,10 +369,14 @@ void __syncwarp() {
     wait(warps[current / EMULATED_LANES]);
 }
 
-const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
-    int w = current / EMULATED_LANES, lane = current % EMULATED_LANES;
+static void want_all_lanes(int w) {
     if (warps[w].alive < EMULATED_LANES && (int)blockDim.x - w * EMULATED_LANES >= EMULATED_LANES)
         emulate_die("a warp works together without all its lanes");
+}
+
+const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
+    int w = current / EMULATED_LANES, lane = current % EMULATED_LANES;
+    want_all_lanes(w);
     /* Two sets in turn: a lane that is ahead cannot overwrite what another has yet to read. */
     unsigned char *given = slots[w].given[turns[current]++ % 2];
     if (bytes > EMULATED_SLOT_BYTES) emulate_die("an exchange of more than a slot");
@@ -381,6 +386,24 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
         memcpy(given + lane * EMULATED_SLOT_BYTES, mine, bytes);
     wait(warps[w]);
     return given;
+}
+
+float emulate_fold(float mine, int from, int to, bool largest) {
+    int w = current / EMULATED_LANES, lane = current % EMULATED_LANES;
+    want_all_lanes(w);
+    float *x = slots[w].folded[turns[current]++ % 2]; /* two in turn, as above */
+    x[lane] = mine;
+    if (warps[w].arrived + 1 == warps[w].alive)
+        for (int offset = from; offset >= to; offset /= 2) {
+            float before[EMULATED_LANES];
+            memcpy(before, x, sizeof before);
+            for (int i = 0; i < EMULATED_LANES; i++) {
+                float a = before[i], b = before[i ^ offset];
+                x[i] = largest ? fmaxf(a, b) : a + b;
+            }
+        }
+    wait(warps[w]);
+    return x[lane];
 }
 
 void emulate_copy_async(void *to, const void *from, size_t bytes) {

@@ -65,6 +65,10 @@ enum { EMULATED_LANES = 32, EMULATED_SLOT_BYTES = 64 };
  * until its warp's next exchange. */
 const unsigned char *emulate_exchange(const void *mine, size_t bytes);
 
+/* What csrc/cuda/cuda.h's shuffled_sum does, or shuffled_max where `largest`, in one exchange: the last lane takes
+ * every lane's steps, on the same numbers in the same order. */
+float emulate_fold(float mine, int from, int to, bool largest);
+
 template <typename T> static inline T emulate_shuffle(unsigned mask, T x, int from) {
     if (mask != ~0u) emulate_die("a shuffle among some lanes of a warp");
     T got;

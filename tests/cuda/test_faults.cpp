@@ -185,7 +185,44 @@ static void map_of_odd_rows() {
     _exit(1);
 }
 
-/* ---- each in another process ---- */
+/* ---- sums and maxima of lanes, which the emulation takes at once ---- */
+
+static const uint32_t special[] = {0x00000000, 0x80000000, 0x7fc00000, 0x7f800000, 0xff800000, 1};
+
+/* fmaxf may take either zero. */
+static bool is_same(float a, float b, bool zeros_are_one = false) {
+    if (a != a || b != b) return a != a && b != b;
+    return zeros_are_one ? a == b : !memcmp(&a, &b, sizeof a);
+}
+
+static void fold_kernel(uint32_t *differ) {
+    uint32_t seed = threadIdx.x * 2654435761u + 1;
+    for (uint32_t i = 0; i < 64; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        uint32_t bits = (seed >> 16) % 8 ? (seed >> 2) + 0x20000000 : special[(seed >> 8) % 6];
+        float x;
+        memcpy(&x, &bits, sizeof x);
+        if (i % 2 && x != x) x = 1; /* a NaN is all that would be left */
+        *differ += !is_same(shuffled_sum<16, 1>(x), warp_sum(x));
+        *differ += !is_same(shuffled_sum<8, 4>(x), (lanes_sum<8, 4>(x)));
+        *differ += !is_same(shuffled_max<16, 1>(x), warp_max(x), true);
+        *differ += !is_same(shuffled_max<16, 8>(x), (lanes_max<16, 8>(x)), true);
+    }
+}
+
+/* The same bits as step by step, in every lane. */
+static void check_folds() {
+    for (int k = 0; k < 2; k++) {
+        uint32_t differ = 0;
+        launch(ctx, fold_kernel, dim3(2), 96, 0, &differ);
+        n_checks++;
+        if (!differ) continue;
+        n_failed++;
+        fprintf(stderr, "%u sums or maxima of lanes differ from those of shuffles\n", differ);
+    }
+}
+
+/* ---- each fault in another process ---- */
 
 /* What it says before it ends, which it has to do in a way that a test sees. */
 static std::string fate_of(void (*fault)()) {
@@ -234,6 +271,7 @@ int main() {
     if (cuda_ctx_create(&ctx, 1, 0) != GPT_OK) return 1;
     device_memory = (char *)cuda_buffer_alloc(ctx, 32 << 20);
 #define EXPECT(fault, words) expect(#fault, fault, words)
+    check_folds();
     EXPECT(harmless, "all is well");
     EXPECT(allocation, "cudaMalloc while a stream is being recorded");
     EXPECT(release, "cudaFree while");
