@@ -35,16 +35,13 @@ class Rule(NamedTuple):
 
     def result(self, size: float, tokens: float) -> float:
         """The expected result of a run."""
-        return (
-            self.floor
-            + self.of_size / size**self.size_power
-            + self.of_tokens / tokens**self.tokens_power
-        )
+        by_size = self.of_size / math.pow(size, self.size_power)
+        return self.floor + by_size + self.of_tokens / math.pow(tokens, self.tokens_power)
 
     def tokens_for(self, size: float, target: float) -> float:
         """The tokens after which the target is expected; infinity: never at this size."""
         rest = target - self.result(size, math.inf)
-        return (self.of_tokens / rest) ** (1 / self.tokens_power) if rest > 0 else math.inf
+        return math.pow(self.of_tokens / rest, 1 / self.tokens_power) if rest > 0 else math.inf
 
 
 # Options that may differ from the recipe's: the rule knows the others only as they are there.
