@@ -77,11 +77,11 @@ def _checked(result: int, what: str) -> int:
 
 
 def limit(seconds: int, n_bytes: int) -> None:
-    """Limits time, memory, files and processes."""
+    """Limits time, memory and files. Processes are refused; memory limits threads."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     for kind, most in (
         (resource.RLIMIT_AS, n_bytes), (resource.RLIMIT_FSIZE, _FILE_BYTES),
-        (resource.RLIMIT_NOFILE, _FILES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, _FILES), (resource.RLIMIT_CORE, 0),
     ):  # fmt: skip
         resource.setrlimit(kind, (most, most))
 

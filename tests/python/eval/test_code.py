@@ -15,6 +15,7 @@ from gptc.errors import GptcError
 from gptc.eval import code
 from gptc.eval.code import Problem, evaluate_problems, has_problems, load_problems, pass_at
 from gptc.tokenizer.base import Tokenizer
+from sandboxed import needs_sandbox
 
 Gptc = Callable[..., Any]
 ROWS = [
@@ -59,6 +60,7 @@ def test_a_program_is_the_prompt_the_completion_and_the_test(task: Path) -> None
         exec(first.program("    return x\n"), namespace)
 
 
+@needs_sandbox
 def test_results(
     task: Path, writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +97,7 @@ def test_results(
     assert asked["temperature"] == 0
 
 
+@needs_sandbox
 def test_the_command(task: Path, gptc: Gptc, saved: Path, tmp_path: Path) -> None:
     """The model of bytes writes nothing that works."""
     ran = gptc("eval", "-m", saved, "--task", task, "--run-code", "--samples", 2, "--json")
@@ -150,6 +153,7 @@ def test_a_broken_problem_is_named(
     assert message in ran.err
 
 
+@needs_sandbox
 def test_a_prompt_that_is_too_long_is_named(writer: Model, tokenizer: Tokenizer) -> None:
     long = Problem("x" * 10_000, "", "f")
     with pytest.raises(GptcError, match=r"problem 1 of 1: the prompt has 10,\d+ tokens"):

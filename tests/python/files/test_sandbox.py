@@ -12,19 +12,9 @@ import pytest
 from gptc.errors import GptcError
 from gptc.files import sandbox
 from gptc.files.sandbox import run_code
+from sandboxed import needs_sandbox
 
-
-def _problem() -> str | None:
-    """Why no sandbox can be made here, if so."""
-    try:
-        run_code("")
-    except GptcError as error:
-        return str(error)
-    return None
-
-
-PROBLEM = _problem() if sys.platform == "linux" else "it is for Linux"
-pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
+pytestmark = needs_sandbox
 
 FORKS = """
 import os

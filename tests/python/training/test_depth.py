@@ -67,6 +67,7 @@ def test_other_choices_follow_from_what_is_given() -> None:
     wide = new_options({"depth": 2, "n_embd": 96, "seq_len": 64})
     assert (wide.n_ff, wide.n_head, wide.step_tokens) == (256, 2, 2048)
     assert wide.tokens == TOKENS * 2 * (4 * 96**2 + 3 * 96 * 256)
+    assert new_options({"depth": 2, "n_embd": 130}).n_head == 1  # two would have 65 channels
     assert new_options({"depth": 2, "warmup_steps": 7}).warmup_share is None
     assert new_options({"depth": 2, "tokens_per_step": 8192}).grad_accum == 1  # set later
     for limit in LIMITS:
