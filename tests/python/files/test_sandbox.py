@@ -29,6 +29,14 @@ assert n == 0
 """
 
 
+# fork itself, which no library calls any more; on other machines than x86-64 it is another call.
+SYSTEM_FORK = """
+import ctypes, os
+child = ctypes.CDLL(None).syscall(57)
+if child == 0:
+    os._exit(0)
+assert child > 0
+"""
 BIG_FILE = """
 import errno
 try:
@@ -73,7 +81,7 @@ def test_what_a_program_may_do(program: str) -> None:
         "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
         "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CORE)",
         "import os\nopen('a', 'w')\nos.chmod('a', 0o777)",
-        "import ctypes\nassert ctypes.CDLL(None).vfork() >= 0",
+        SYSTEM_FORK,
         "open('/proc/self/environ').read()",
         "import os\nos.listdir('/home')",
         "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0",
