@@ -35,6 +35,7 @@ Examples:
   gptc eval --kv-dtype int8                         the cost of a rounded KV cache
   gptc eval --ngram 5                               the loss next to that of counting n-grams
   gptc eval --task hellaswag_val.jsonl --task stories    accuracy on multiple choice
+  gptc eval --task HumanEval.jsonl --run-code       the share of programs that work
   mpirun -n 4 gptc eval                             the same figure, by four processes
 """
 
@@ -92,8 +93,19 @@ Examples:
     "tasks",
     multiple=True,
     metavar="FILE",
-    help="Rows of HellaSwag, ARC, PIQA or LAMBADA, or `stories`, in place of a loss. May be "
-    "repeated.",
+    help="Rows of HellaSwag, ARC, PIQA, LAMBADA or HumanEval, or `stories`, in place of a loss. "
+    "May be repeated.",
+)
+@click.option(
+    "--run-code",
+    is_flag=True,
+    help="Run the programs that the model writes for a --task such as HumanEval, in a sandbox.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Programs of each problem, for pass@k; one is greedy, several are drawn.  [1]",
 )
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @options_of(CacheOptions)
@@ -113,6 +125,8 @@ def eval_command(
     quantize: tuple[str, ...],
     ngram: int | None,
     tasks: tuple[str, ...],
+    run_code: bool,
+    samples: int | None,
     device: str,
     dtype: str,
     threads: int,
@@ -151,8 +165,13 @@ def eval_command(
         if wrong := [name for name, value in given.items() if value]:
             raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
         options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
-        run_tasks(model, tasks, options, as_json, _progress(as_json, "questions", ""))
+        shown = _progress(as_json, "questions", "")
+        run_tasks(model, tasks, options, as_json, shown, run_code, samples)
         return
+    if run_code or samples:
+        raise UsageError(
+            f"{'--run-code' if run_code else f'--samples {samples}'} is for --task FILE: add one"
+        )
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
     chosen = split

@@ -20,7 +20,7 @@ Examples:
   gptc finetune -m model.gguf --data chats.parquet --train-on completion --on-bad-row skip
   gptc finetune -m runs/people --data pairs.jsonl --dpo
 """
-_ABSENT = ("data", "init_from", "preset", *SHAPE)  # options of gptc train that it has not
+_ABSENT = ("data", "init_from", "preset", "depth", *SHAPE)  # options of gptc train that it has not
 
 
 class FinetuneCommand(SectionedCommand):

@@ -60,10 +60,13 @@ def speedrun_command(
 ) -> int:
     """Train a recipe, shakespeare-char or stories, and time the whole process.
 
-    Options of gptc train replace the recipe's; a limit its limits, and a preset its shape. Exits
-    with 1 if the median result misses the target.
+    Options of gptc train replace the recipe's; a limit its limits, a preset its shape, and a depth
+    both. A target that is out of reach by the scaling rule is an error before any run. Exits with 1
+    if the median result misses the target.
     """
     from gptc.engine.launch import launched
+    from gptc.training.depth import CHOSEN
+    from gptc.training.expected import check_target
     from gptc.training.speedrun import RECIPES, Attempt, Race, append, machine, run_attempts
 
     if launched():
@@ -73,11 +76,17 @@ def speedrun_command(
     known = RECIPES[recipe]
     given = {name: value for name, value in values.items() if value is not None}
     own = dict(known.options)
-    for causes, replaced in (LIMITS, LIMITS), (("preset",), (*SHAPE, "momentum_warmup")):
+    replaces = (
+        (LIMITS, LIMITS),
+        (("preset",), (*SHAPE, "momentum_warmup")),
+        (("depth",), (*CHOSEN, *LIMITS, "warmup_steps", "momentum_warmup")),
+    )
+    for causes, replaced in replaces:
         if given.keys() & set(causes):
             own = {name: value for name, value in own.items() if name not in replaced}
     race = Race(recipe, known.measure, target or known.target, {**own, **given}, [], machine())
     folder = runs or Path(f"runs/speedrun-{recipe}-{race.time.replace(':', '')}")
+    check_target(known.rule, given, race.options, race.target, folder)
     attempts: list[Attempt] = []
     for attempt in run_attempts(race.options, race.measure, seeds, folder):
         attempts.append(attempt)

@@ -85,10 +85,15 @@ def train_command(
 
 def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     """The options of a TOML file and of the command line, which wins; None = not given."""
+    from gptc.training.depth import CHOSEN
+    from gptc.training.options import LIMITS
     from gptc.training.resolve import SETS
 
     file = {} if config is None else read_toml(TrainOptions, config)
     given = {name: value for name, value in values.items() if value is not None}
+    if "depth" in given and file.get("depth"):  # this depth chooses, in place of it
+        file = {name: v for name, v in file.items() if name not in (*CHOSEN, *LIMITS)}
+        file.pop("warmup_steps", None)
     for pair in SETS:  # either option of the command line replaces the file's other one
         if any(name in given for name in pair):
             file = {name: value for name, value in file.items() if name not in pair}

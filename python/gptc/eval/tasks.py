@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from gptc.tokenizer.base import Tokenizer
 
 OWN = "stories"  # the set that ships with gptc
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a row
+_Row = TypeVar("_Row")
 _OWN_FILE = Path(__file__).with_name("stories.jsonl")
 
 
@@ -61,6 +62,11 @@ class TaskResult:
 
 def load_task(name: str) -> list[Question]:
     """The questions in a file, or of the set `stories`. GptcError names the first broken row."""
+    return parsed(name, _question)
+
+
+def parsed(name: str, read: Callable[[Any], _Row]) -> list[_Row]:
+    """The rows of a task as `read` makes them of JSON values. GptcError names the first broken."""
     path = _OWN_FILE if name == OWN and not Path(name).exists() else Path(name)
     try:
         text = read_file(path, "prompt").decode("utf-8")
@@ -74,7 +80,7 @@ def load_task(name: str) -> list[Question]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                found.append(_question(json.loads(line)))
+                found.append(read(json.loads(line)))
             except _BROKEN as e:
                 raise GptcError(f"{path}, line {number}, is not a question: {_words(e)}") from None
     if not found:

@@ -355,7 +355,7 @@ def default_name(options: TrainOptions) -> str:
     """The name of a run's folder under runs/: MODEL-DATASET."""
     names = [one.name for one in options.mixture] or [options.named_data]
     dataset = "+".join(n if n in KNOWN_DATASETS else Path(n).resolve().stem for n in names)
-    what = options.preset
+    what = options.preset if options.depth is None else f"depth-{options.depth}"
     if options.init_from is not None:
         what = Path(options.init_from).name
         if Path(options.init_from).exists():  # else a model of the hub

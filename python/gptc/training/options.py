@@ -56,6 +56,14 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
         section=_WHAT,
         metavar="NAME",
     )
+    depth: int | None = option(
+        None,
+        "Size of a modern model: chooses its shape, batch, learning rate and tokens. Options that "
+        "are given stay.",
+        section=_WHAT,
+        least=1,
+        most=48,
+    )
     out: str | None = option(
         None, "Folder for the run.", section=_WHAT, metavar="DIR", shown="runs/PRESET-DATA"
     )
@@ -270,7 +278,8 @@ SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", *EXPERTS, "bias")
 TRACKED = ("tensorboard", "wandb", "trackio")  # rows of gptc.training.trackers
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
-FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+FIXED = ("preset", "depth", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+NEWER = (*EXPERTS, "depth")  # runs of an older gptc have none
 MUON = ("muon_rows",)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind", "dora")
 FIXED_CHATS = ("dpo", "dpo_beta", "train_on", "long_rows", "packing", "on_bad_row", "chat_template")

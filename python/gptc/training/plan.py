@@ -40,6 +40,8 @@ from gptc.training.setup import Setup
 from gptc.training.trainer import WHOLE_AT_END, Trainer
 
 CALIBRATION_S = 2.0
+_TIMED_S = 0.4  # of a pass, at most, where it can have fewer rows: a single one may be disturbed
+_AT_LEAST = 3  # passes, if one takes less than CALIBRATION_S
 _WRITTEN = 1 << 26  # bytes of a checkpoint that are written to time it
 
 
@@ -176,15 +178,18 @@ def largest_batch(setup: Setup) -> int | None:
 
 
 def _measure(setup: Setup, folder: Path) -> Costs:
-    """Seconds of each part. A pass and an update come before, which find memory and caches cold."""
-    options, model = setup.options, setup.model
+    """Seconds of each part. A pass and an update come before, which find memory and caches cold.
+
+    If that pass takes long, those that are timed have fewer rows, and its time is in proportion.
+    """
+    options, model, loader = setup.options, setup.model, setup.loader
     passes: list[float] = []
     sizes: list[int] = []
     updates: list[float] = []
     adamw, muon = optimizers(options.lr, options.momentum, options)
 
     def one_pass() -> None:
-        rows = setup.loader.next_rows()
+        rows = loader.next_rows()
         sizes.append(rows.inputs.size)
         model.backward(rows.inputs, rows.targets, positions=rows.positions)
 
@@ -193,17 +198,24 @@ def _measure(setup: Setup, folder: Path) -> Costs:
         if setup.average:
             setup.average.update(1)
 
-    one_pass()
+    cold_s, whole = _timed(one_pass), loader.batch_size
     update()
+    if not setup.dataset.is_chats:
+        loader.batch_size = min(whole, max(1, int(whole * _TIMED_S / cold_s)))
     sizes.clear()
-    begin = time.perf_counter()
-    while not passes or time.perf_counter() - begin < 0.8 * CALIBRATION_S:
+    end = time.perf_counter() + 0.8 * CALIBRATION_S
+    while (
+        not passes
+        or (len(passes) < _AT_LEAST and passes[-1] < CALIBRATION_S)
+        or time.perf_counter() < end
+    ):
         passes.append(_timed(one_pass))
         updates.append(_timed(update))
-    kept = usual(np.divide(passes, sizes))
+    more, loader.batch_size = whole / loader.batch_size, whole
+    rates, positions = np.divide(passes, sizes), more * float(np.mean(sizes))
     return Costs(
-        float(np.mean(np.array(passes)[kept])),
-        float(np.mean(np.array(sizes)[kept])),
+        float(np.mean(rates[usual(rates)])) * positions,
+        positions,
         float(np.mean(np.array(updates)[usual(updates)])),
         _eval_s(setup),
         *_save_s(setup, folder),
@@ -213,10 +225,11 @@ def _measure(setup: Setup, folder: Path) -> Costs:
 def usual(values: npt.ArrayLike) -> npt.NDArray[np.intp]:
     """The indices of values (N,) without the tenth that are smallest and the tenth largest.
 
-    So a moment in which the machine does other work does not count.
+    So a moment in which the machine does other work does not count. Of fewer than ten, those of the
+    median.
     """
     order = np.argsort(np.asarray(values), kind="stable")
-    cut = len(order) // 10
+    cut = len(order) // 10 or (len(order) - 1) // 2
     return order[cut : len(order) - cut]
 
 

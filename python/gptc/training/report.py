@@ -20,6 +20,7 @@ from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training import growth
+from gptc.training.depth import chosen
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
@@ -81,6 +82,8 @@ def header(setup: Setup) -> Iterator[str]:
         f"{setup.plan.n_params:,} parameters{_active(setup)}: {plural(config.n_layer, 'layer')}, "
         f"{plural(config.n_head, 'head')}, width {config.n_embd}, context {config.block_size}"
     )
+    if options.depth is not None:
+        yield f"  depth   {options.depth}: {' '.join(chosen(options))}"
     if lora := setup.model.options.lora:
         trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
         yield (
@@ -148,6 +151,8 @@ def header(setup: Setup) -> Iterator[str]:
 def _origin(setup: Setup) -> str:
     if setup.initial is not None:
         return f"from {setup.initial.path}"
+    if setup.options.depth is not None:
+        return f"{setup.options.preset} of depth {setup.options.depth}"
     if any(getattr(setup.options, name) is not None for name in SHAPE):
         return f"{setup.options.preset} with a modified shape"
     return setup.options.preset

@@ -13,15 +13,16 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.config import presets
 from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.files.words import quoted
-from gptc.settings import check_types, spelled
+from gptc.settings import check_types, declared, spelled
 from gptc.training.defaults import default_alpha, defaults_for
+from gptc.training.depth import PRESET, by_depth
 from gptc.training.options import (
-    EXPERTS,
     FIXED,
     FIXED_CHATS,
     LIMITS,
     LORA,
     MUON,
+    NEWER,
     SHAPE,
     TrainOptions,
 )
@@ -34,13 +35,15 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a new run."""
     check_types(TrainOptions, given)
     if given.get("init_from") is not None:
-        for name in ("preset", *SHAPE):
+        for name in ("preset", "depth", *SHAPE):
             if given.get(name) is not None:
                 raise UsageError(
                     f"--{spelled(name)} cannot be given with --init-from: the checkpoint "
                     "determines the model's shape"
                 )
         defaults = defaults_for("init-from")
+    elif given.get("depth") is not None:
+        defaults = _by_depth(given)
     else:
         preset = given.get("preset", TrainOptions.preset)
         if preset not in presets():
@@ -49,12 +52,30 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
             raise UsageError(f"unknown preset {preset!r}{hint}")
         defaults = defaults_for(preset)
     if any(given.get(name) is not None for name in LIMITS):
-        defaults["steps"] = None
+        defaults |= dict.fromkeys(LIMITS)
     defaults["warmup_steps"] = None  # set when the number of steps is known
     _check_sets(given)
     options = TrainOptions(**{**defaults, **given})
     options.check()
     return options
+
+
+def _by_depth(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of --depth."""
+    known = declared(TrainOptions)
+    for name, value in given.items():  # others follow from these
+        known[name].check(value, f"--{spelled(name)}")
+    preset = given.get("preset", PRESET)
+    if preset != PRESET:
+        raise UsageError(
+            f"--depth {given['depth']} chooses the shape of {PRESET}: leave out --preset {preset}"
+        )
+    chosen = {**defaults_for(PRESET), **by_depth(given["depth"], given), "steps": None}
+    if not isinstance(given.get("data", ""), str):
+        del chosen["epochs"]  # of a mixture it has no meaning
+    if given.get("warmup_steps") is not None:
+        del chosen["warmup_share"]
+    return chosen
 
 
 def stored_options(base: Checkpoint) -> TrainOptions:
@@ -68,7 +89,7 @@ def stored_options(base: Checkpoint) -> TrainOptions:
             f"{base.path} has options unknown to this gptc ({', '.join(sorted(unknown))}): "
             f"{UPGRADE}"
         )
-    missing = set(FIXED) - set(EXPERTS) - set(stored)  # older runs had none
+    missing = set(FIXED) - set(NEWER) - set(stored)  # older runs had none
     if missing:
         raise GptcError(f"{file} is damaged: its options lack {', '.join(sorted(missing))}")
     try:

@@ -237,7 +237,63 @@ def test_a_moment_of_other_work_does_not_count() -> None:
     values = [2.0] * 16 + [50.0, 0.1, 3.0, 1.0]
     kept = np.array(values)[planning.usual(values)]
     assert sorted(kept) == [2.0] * 16
-    assert planning.usual([3.0, 9.0]).tolist() == [0, 1]  # so few are all of them
+    assert planning.usual([3.0, 9.0]).tolist() == [0, 1]
+    assert planning.usual([9.0, 3.0, 4.0]).tolist() == [2]
+    assert sorted(planning.usual([9.0, 3.0, 5.0, 1.0])) == [1, 2]
+
+
+def test_a_long_pass_is_timed_by_a_part_of_its_rows(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "CALIBRATION_S", 0.0)
+    monkeypatch.setattr(planning, "_timed", lambda call: 1.0 if call() is None else 0.0)
+    monkeypatch.setattr(planning, "_AT_LEAST", 1)
+    sizes: list[int] = []
+    for longest_s, rows in (0.0, 1), (0.5, 2), (9.0, 4):
+        monkeypatch.setattr(planning, "_TIMED_S", longest_s)
+        sizes.clear()
+        with _ready({**options, "batch_size": 4}) as setup:
+            real = setup.model.backward
+            monkeypatch.setattr(
+                setup.model,
+                "backward",
+                lambda x, *rest, _real=real, **more: (
+                    sizes.append(len(x)),
+                    _real(x, *rest, **more),
+                )[1],
+            )
+            costs = planning._measure(setup, Path(options["out"]))
+            assert setup.loader.batch_size == 4
+        assert sizes == [4, rows]
+        assert costs.pass_positions == 4 * 16
+        assert costs.pass_s == 4 / rows
+
+
+@pytest.mark.parametrize(("seconds", "n"), [(1.0, 3), (3.0, 1)])
+def test_a_pass_is_timed_three_times_unless_it_is_very_long(
+    options: Options, monkeypatch: pytest.MonkeyPatch, seconds: float, n: int
+) -> None:
+    clock = [0.0]
+
+    def timed(call: Callable[[], object]) -> float:
+        call()
+        clock[0] += seconds
+        return seconds
+
+    monkeypatch.setattr(planning, "_timed", timed)
+    monkeypatch.setattr(planning, "_eval_s", lambda setup: 0.0)
+    monkeypatch.setattr(planning, "_save_s", lambda setup, folder: (0.0, 0.0))
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+    done: list[int] = []
+    with _ready(options) as setup:
+        real = setup.model.backward
+        monkeypatch.setattr(
+            setup.model,
+            "backward",
+            lambda x, *rest, **more: (done.append(len(x)), real(x, *rest, **more))[1],
+        )
+        planning._measure(setup, Path(options["out"]))
+    assert len(done) == 1 + n
 
 
 def test_what_is_cold_is_not_timed(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,11 +303,12 @@ def test_what_is_cold_is_not_timed(options: Options, monkeypatch: pytest.MonkeyP
     def timed(call: Callable[[], object]) -> float:
         call()
         timed_at.append(len(done))
-        return 1.0
+        return 100.0 if len(timed_at) == 1 else 1.0
 
     timed_at: list[int] = []
     monkeypatch.setattr(planning, "CALIBRATION_S", 0.0)
     monkeypatch.setattr(planning, "_timed", timed)
+    monkeypatch.setattr(planning, "_TIMED_S", 1e3)
     with _ready(options) as setup:
         for name in ("backward", "update"):
             real = getattr(setup.model, name)
@@ -263,6 +320,7 @@ def test_what_is_cold_is_not_timed(options: Options, monkeypatch: pytest.MonkeyP
                     _real(*given, **more),
                 )[1],
             )
-        planning._measure(setup, Path(options["out"]))
+        costs = planning._measure(setup, Path(options["out"]))
     assert done[:4] == ["backward", "update", "backward", "update"]
-    assert timed_at[:2] == [3, 4]
+    assert timed_at[:3] == [1, 3, 4]  # the first says how many rows the others may have
+    assert (costs.pass_s, costs.update_s) == (1.0, 1.0)
