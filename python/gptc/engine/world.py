@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray, floats
-from gptc.engine.launch import Place, launched, mpi_library, nccl_library
+from gptc.engine.launch import OPEN_MPI, Place, launched, mpi_library, nccl_library
 from gptc.engine.model import Model
 from gptc.errors import EngineError, GptcError
 from gptc.files.words import pip_install, plural
 
 TIMEOUT_S = 600.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
+_MEET_S = 10.0  # the same where ranks begin to wait at different times
 _GRACE_S = 2.0  # for the rank that prints, before another one ends the job
 
 _T = TypeVar("_T")
@@ -264,24 +266,31 @@ class World:
 _joined: World | None = None
 
 
-def join() -> World:
-    """Joins the other ranks, if there are any; later calls return the same world."""
+def join(timeout_s: float | None = None) -> World:
+    """Joins the other ranks, if there are any; later calls return the same world.
+
+    A rank that has not answered for `timeout_s` (TIMEOUT_S) is lost; 0: never.
+    """
     global _joined
     if _joined is None:
         place = launched()
-        _joined = World() if place is None else _join(place)
+        if timeout_s is None or not math.isfinite(timeout_s):
+            timeout_s = TIMEOUT_S
+        _joined = World() if place is None else _join(place, timeout_s)
         atexit.register(_joined.leave)
     return _joined
 
 
-def _join(place: Place) -> World:
+def _join(place: Place, timeout_s: float) -> World:
     ffi, lib, _ = library.load()
     file = mpi_library(place.starter)
     name = ffi.NULL if file is None else ffi.new("char[]", file.encode())
     out = ffi.new("gpt_comm **")
     try:
-        library.call("gpt_comm_create", lib.GPT_COMM_MPI, name, TIMEOUT_S, out)
+        library.call("gpt_comm_create", lib.GPT_COMM_MPI, name, timeout_s, out)
     except EngineError as error:
+        if error.status == lib.GPT_ERR_COMM:
+            raise _unreachable(place, error) from error
         raise _alone(place, f"{place.size} ranks need MPI: {error}; {_advice(place)}") from error
     comm = out[0]
     found = lib.gpt_comm_rank(comm), lib.gpt_comm_size(comm)
@@ -294,6 +303,17 @@ def _join(place: Place) -> World:
     world = World(place, comm)
     world.take_gpu()
     return world
+
+
+def _unreachable(place: Place, error: EngineError) -> GptcError:
+    """The error of ranks that cannot reach each other. Rank 0 may be no part of such a pair."""
+    network = ""
+    if place.starter.libraries[0] == OPEN_MPI:
+        network = ", or name their network: mpirun --mca btl_tcp_if_include 10.0.0.0/24"
+    found = JobError(f"{error}; let these hosts connect to each other at any port{network}")
+    if place.rank:
+        time.sleep(_MEET_S)  # rank 0 ends the job, if it knows
+    return found
 
 
 def _advice(place: Place) -> str:
