@@ -155,6 +155,37 @@ class World:
         given = library.load().ffi.new("int64_t[]", offsets)
         library.call("gpt_comm_all_gather", self._comm, buffer, given)
 
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """The data of rank 0; the others give any."""
+        return self.gather(b"" if self.rank else data)[0]
+
+    def scatter(self, parts: list[bytes] | None) -> bytes:
+        """The part of this rank, of those that rank 0 gives."""
+        assert parts is not None or self.rank
+        sizes = self.gather_json(parts and [len(part) for part in parts])[0]
+        own = bytearray(b"".join(parts) if parts else sizes[self.rank])
+        self._with_root("gpt_comm_scatter", own, sizes)
+        return bytes(own[: sizes[0]] if parts else own)
+
+    def collect(self, data: bytes) -> list[bytes]:
+        """On rank 0 the data of every rank, in the order of ranks; nothing on the others."""
+        sizes = self.gather_json(len(data))
+        if self.rank:
+            self._with_root("gpt_comm_gather", bytearray(data), sizes)
+            return []
+        every = bytearray(data) + bytes(sum(sizes[1:]))
+        self._with_root("gpt_comm_gather", every, sizes)
+        ends = [sum(sizes[: rank + 1]) for rank in range(self.size)]
+        return [bytes(every[end - n : end]) for end, n in zip(ends, sizes, strict=True)]
+
+    def _with_root(self, call: str, own: bytearray, sizes: list[int]) -> None:
+        """Parts of rank 0's array go to the ranks, or come from them."""
+        if self.size == 1:
+            return
+        ffi = library.load().ffi
+        offsets = ffi.new("int64_t[]", [sum(sizes[:rank]) for rank in range(self.size + 1)])
+        library.call(call, self._comm, ffi.from_buffer(own or bytearray(1)), offsets, 0)
+
     def gather_json(self, value: Any) -> list[Any]:
         """The values of every rank."""
         return [json.loads(data) for data in self.gather(json.dumps(value).encode())]
@@ -251,6 +282,11 @@ class World:
         error.silent = next(there, self.rank) != self.rank
         if error.silent:
             time.sleep(_GRACE_S)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether this rank ends the job when it leaves, since others do not know of its error."""
+        return self._failed
 
     def leave(self) -> None:
         """Ends this rank's part; if it has failed alone, it ends the whole job."""
