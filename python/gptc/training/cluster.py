@@ -17,6 +17,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options, Plan, plan_for
 from gptc.errors import UsageError
 from gptc.files.words import amount, few, plural
+from gptc.training.diloco import outer_bytes
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
@@ -50,6 +51,7 @@ class Cluster:
     optimizer_bytes: int
     sharded_engine_bytes: int  # with --zero 1; the same on GPUs, which have no parts
     sharded_optimizer_bytes: int
+    outer_bytes: int  # more of each rank, outside the engine, with --sync-every
     methods: list[Method]
 
 
@@ -68,6 +70,7 @@ def predict(
         whole.optimizer_bytes,
         sharded.total_bytes,
         sharded.optimizer_bytes,
+        outer_bytes(sum(math.prod(shape) for _, shape, _ in model.trained)),
         methods,
     )
 
@@ -141,7 +144,7 @@ def described(found: Cluster, link: str | None, every: int) -> Iterator[str]:
             f"; with --zero 1 {amount(found.sharded_engine_bytes)}, "
             f"{amount(found.sharded_optimizer_bytes)} of it"
         )
-    yield line
+    yield f"{line}; with --sync-every {amount(found.outer_bytes)} more"
     for method in found.methods:
         how = f" with --sync-every {every or SYNC_EVERY}" if method.name == "DiLoCo" else ""
         yield (

@@ -19,6 +19,11 @@ from gptc.engine.world import World
 _OUTER = "outer"  # prefix of the outer momentum in a checkpoint
 
 
+def outer_bytes(n_trained: int) -> int:
+    """The memory of a rank for its common weights and outer momentum, outside the engine."""
+    return 2 * 4 * n_trained
+
+
 class Diloco:
     """The outer optimizer of a run, with the common weights and its momentum.
 

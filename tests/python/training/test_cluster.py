@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptc.engine.world import World
 from gptc.training.cluster import LINKS, Cluster, Method, described, exchange_s, exposed_s
+from gptc.training.diloco import Diloco
+from gptc.training.progress import SilentProgress
+from gptc.training.report import planned_bytes
+from gptc.training.resolve import new_options
+from gptc.training.setup import set_up
 
 MB = 1_000_000
 
@@ -68,9 +75,29 @@ def test_shorter_gradients_need_memory_for_what_rounding_leaves_out(
     assert after - before == pytest.approx(4 * found["fp32"]["n_params"], rel=0.01)
 
 
+def test_diloco_needs_memory_for_what_ranks_have_in_common(
+    gptc: Callable[..., Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two arrays for each parameter: those that a run makes."""
+    given = {**options, "batch_size": 4, "device": "cpu", "out": str(tmp_path / "r")}
+    given |= {"eval_every": 4, "save_every": 4}
+    arguments = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", v)]
+    ran = gptc("plan", *arguments, "--ranks", 2, "--json")
+    setup = set_up(new_options(given | {"sync_every": 4}), None, SilentProgress())
+    with setup.model:
+        outer = Diloco(setup.model, World(), 4, 0.7, 0.9)
+        n_bytes = sum(a.nbytes for arrays in (outer._weights, outer._momentum)
+                      for a in arrays.values())  # fmt: skip
+        assert json.loads(ran.out)["cluster"]["outer_bytes"] == n_bytes
+        session = 10 * setup.plan.total_bytes  # more than what an outer step takes for a moment
+        apart = planned_bytes(setup, session, 0)
+        setup.options = replace(setup.options, sync_every=0)
+        assert apart - planned_bytes(setup, session, 0) == n_bytes
+
+
 def test_one_rank_pays_and_two_pay() -> None:
     methods = [Method("data parallel", 0.1, 0.5, n) for n in (1, 2)]
-    lines = list(described(Cluster(2, 10, 5, 10, 5, methods), "1G", 0))
+    lines = list(described(Cluster(2, 10, 5, 10, 5, 3, methods), "1G", 0))
     assert [line.rpartition("; ")[2] for line in lines[1:]] == [
         "at most 1 rank pays", "at most 2 ranks pay",
     ]  # fmt: skip
