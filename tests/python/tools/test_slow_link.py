@@ -16,8 +16,20 @@ from mpi_jobs import ours
 FILE = Path(__file__).resolve().parents[3] / "tools" / "measure" / "slow_link.py"
 
 
+# Answers "refused" over the network, and prints how long that has taken.
+_CALL = """
+import socket, sys, time
+begin = time.monotonic()
+try:
+    socket.create_connection((sys.argv[1], 9), timeout=60)
+except ConnectionRefusedError:
+    print(time.monotonic() - begin)
+"""
+
+
 @pytest.fixture
-def tool() -> ModuleType:
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FILE.parent))
     spec = importlib.util.spec_from_file_location("slow_link", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -26,17 +38,26 @@ def tool() -> ModuleType:
     return module
 
 
-def test_each_rank_is_in_a_namespace_of_the_link(tool: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "latency_s"), [(2, 0), (3, 0.03)])
+def test_each_rank_is_in_a_namespace_of_the_link(
+    tool: ModuleType, tmp_path: Path, ranks: int, latency_s: float
+) -> None:
     if lacks := tool.missing():
         pytest.skip(f"needs {lacks}")
-    with tool.network("100mbit"):
-        show = ["tc", "-n", tool.SPACES[1], "qdisc", "show", "dev", f"{tool.SPACES[1]}-0"]
+    names = [tool.space(rank) for rank in range(ranks)]
+    with tool.network("100mbit", ranks, latency_s):
+        show = ["tc", "-n", names[1], "qdisc", "show", "dev", tool.CARD]
         assert "rate 100Mbit" in subprocess.run(show, capture_output=True, text=True).stdout
-        command = [*tool.mpirun(tmp_path), "hostname"]
+        command = [*tool.mpirun(tmp_path, ranks), "hostname"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert sorted(ran.stdout.split()) == sorted(tool.SPACES), ran.stderr
+        call = ["ip", "netns", "exec", names[0], sys.executable, "-c", _CALL]
+        called = subprocess.run(
+            [*call, tool.address(1)], capture_output=True, text=True, timeout=120
+        )
+    assert sorted(ran.stdout.split()) == sorted(names), ran.stderr
+    assert float(called.stdout) >= 2 * latency_s, called.stderr
     spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    assert not any(name in spaces for name in tool.SPACES)
+    assert tool.space("") not in spaces
 
 
 def test_ranks_that_cannot_reach_each_other_name_the_address(
@@ -47,7 +68,7 @@ def test_ranks_that_cannot_reach_each_other_name_the_address(
         pytest.skip(f"needs {lacks}")
     with tool.network("100mbit"):
         for i, (own, other) in enumerate(("12", "21")):
-            space = ["-n", tool.SPACES[i]]
+            space = ["-n", tool.space(i)]
             tool.run("ip", *space, "link", "add", "d0", "type", "veth", "peer", "name", "d1")
             tool.run("ip", *space, "addr", "add", f"10.78.0.{own}/24", "dev", "d0")
             for device in ("d0", "d1"):

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gptc.engine.world import World
-from gptc.training.cluster import LINKS, Cluster, Method, described, exchange_s, exposed_s
+from gptc.training.cluster import LINKS, Cluster, Method, _methods, described, exchange_s, exposed_s
 from gptc.training.diloco import Diloco
 from gptc.training.progress import SilentProgress
 from gptc.training.report import planned_bytes
@@ -39,6 +40,28 @@ def test_backward_hides_sums_but_the_last() -> None:
     assert exposed_s(10, 2, 9) == 4
     assert exposed_s(10, 2, 30) == 2
     assert exposed_s(10, 0, 30) == 0
+
+
+def test_a_step_waits_for_latencies() -> None:
+    """Of a small model: for its products, for norms, for the loss and for signals."""
+    options = SimpleNamespace(
+        grad_accum=1, batch_size=4, sync_every=0, wire="fp32", optimizer="adamw"
+    )
+    model = SimpleNamespace(
+        trained=[("w", (1000,), True)],
+        config=SimpleNamespace(tied=False),
+        options=SimpleNamespace(device="cpu"),
+    )
+    setup, costs = SimpleNamespace(options=options, model=model), SimpleNamespace
+    steps = {}
+    for latency_s in (0.0, 0.02):
+        found = _methods(setup, costs(pass_s=0.06, update_s=0.01), 2, "100G", latency_s)  # type: ignore[arg-type]
+        steps[latency_s] = {method.name: method.step_s for method in found}
+    waits = {name: steps[0.02][name] - steps[0.0][name] for name in steps[0.0]}
+    assert waits["data parallel"] == pytest.approx(0.08 - 0.02 + 0.06, rel=1e-3)  # backward: 20 ms
+    assert waits["ZeRO-1"] == pytest.approx(0.02 + 0.02 + 0.02 + 0.06, rel=1e-3)
+    assert waits["DiLoCo"] == pytest.approx(0.06 / 50, rel=1e-3)
+    assert steps[0.0]["data parallel"] == pytest.approx(0.04, rel=1e-3)
 
 
 def test_the_plan_of_ranks(

@@ -104,7 +104,7 @@ class Late(World):
         super().__init__()
         self.size, self._signals = 2, signals
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def gather_equal(self, data: bytes) -> list[bytes]:
         self._signals.received = signal.SIGTERM
         return [data, bytes(len(data))]
 
