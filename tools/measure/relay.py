@@ -63,7 +63,7 @@ def relay(delay_s: float, names: list[str]) -> None:
 
 
 def send(card: socket.socket, frame: bytes) -> None:
-    """Sends a frame, or loses it where there is no room, as a switch does."""
+    """Sends a frame, or loses it where the card is full, as a switch does."""
     try:
         card.send(frame)
     except OSError:

@@ -20,12 +20,14 @@ from gptc.data.shards import ShardFile
 from gptc.engine.world import World
 from gptc.errors import GptcError
 from mpi_jobs import ThreadWorld, thread_worlds
+from vocabularies import llama_like
 
 WAYS: list[dict[str, Any]] = [
     {"tokenizer": "bpe:300", "shard_tokens": 700},
     {"tokenizer": "bpe:280", "errors": "bytes", "val_tokens": 400, "shard_tokens": 500},
     {"tokenizer": "char", "val_fraction": 0.3, "val_by": "order"},
     {"tokenizer": "bytes"},
+    {"tokenizer": "LLAMA", "shard_tokens": 900},  # a text's first block has another first token
 ]
 
 
@@ -33,7 +35,9 @@ WAYS: list[dict[str, Any]] = [
 def crew_of(size: int, jobs: int = 2) -> Iterator[Crew]:
     """The crew of rank 0. The others are threads, which end with it."""
     worlds = thread_worlds(size)
-    threads = [threading.Thread(target=serve, args=(world, jobs)) for world in worlds[1:]]
+    threads = [
+        threading.Thread(target=serve, args=(world, jobs), daemon=True) for world in worlds[1:]
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -59,6 +63,9 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_any_number_of_ranks_writes_the_same_files(
     tmp_path: Path, source: str, way: dict[str, Any]
 ) -> None:
+    if way["tokenizer"] == "LLAMA":
+        llama_like().save(tmp_path)
+        way = {**way, "tokenizer": str(tmp_path / "gptc_tokenizer.json")}
     prepare([source], tmp_path / "alone", **way)
     for size in (2, 3):
         out = tmp_path / f"ranks{size}"
