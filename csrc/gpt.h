@@ -802,6 +802,10 @@ int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n);
 int64_t gpt_comm_slice(const gpt_comm *comm, int64_t n, int rank);
 /* x holds a part of each rank, bytes offsets[r] to offsets[r + 1], of which this rank's is given. */
 int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets);
+/* Part r of root's x, bytes offsets[r] to offsets[r + 1], goes to rank r, or comes from it. The x of another rank than
+ * root holds its own part alone. All ranks have the same offsets (size + 1). */
+int gpt_comm_scatter(gpt_comm *comm, void *x, const int64_t *offsets, int root);
+int gpt_comm_gather(gpt_comm *comm, void *x, const int64_t *offsets, int root);
 /* x (n_bytes) becomes that of rank root. */
 int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root);
 /* Ends all processes of the job with this exit code. Returns where there is one rank. */

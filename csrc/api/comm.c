@@ -101,7 +101,7 @@ int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n) {
     return comm->ops->reduce_scatter(comm, x, comm->bounds, (coding){0});
 }
 
-int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
+static int check_parts(const gpt_comm *comm, const void *x, const int64_t *offsets) {
     REQUIRE(comm);
     REQUIRE(x);
     REQUIRE(offsets);
@@ -109,8 +109,30 @@ int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
         if (offsets[rank] < 0 || offsets[rank + 1] < offsets[rank])
             return fail(GPT_ERR_ARGUMENT, "the part of rank %d is bytes %lld to %lld", rank,
                         (long long)offsets[rank], (long long)offsets[rank + 1]);
-    TRY(check_idle(comm));
+    return check_idle(comm);
+}
+
+static int check_root(const gpt_comm *comm, int root) {
+    if (root >= 0 && root < comm->size) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "the root is rank %d; there are ranks 0 to %d", root,
+                comm->size - 1);
+}
+
+int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
+    TRY(check_parts(comm, x, offsets));
     return comm->ops->all_gather(comm, x, offsets);
+}
+
+int gpt_comm_scatter(gpt_comm *comm, void *x, const int64_t *offsets, int root) {
+    TRY(check_parts(comm, x, offsets));
+    TRY(check_root(comm, root));
+    return comm->ops->scatter(comm, x, offsets, root);
+}
+
+int gpt_comm_gather(gpt_comm *comm, void *x, const int64_t *offsets, int root) {
+    TRY(check_parts(comm, x, offsets));
+    TRY(check_root(comm, root));
+    return comm->ops->gather(comm, x, offsets, root);
 }
 
 int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {

@@ -1,4 +1,4 @@
-/* collectives.c: the four calls over messages between two ranks.
+/* collectives.c: the calls over messages between two ranks.
  *
  * MPI's own MPI_Allreduce may add in any order, so that a run would not repeat its bits. Here a rank owns a
  * slice of the numbers, receives everybody's, and adds them in the order of ranks. Each number travels as
@@ -37,6 +37,8 @@ typedef struct exchanger {
     struct exchanger *next; /* in the list of those that are kept */
 } exchanger;
 
+enum way { TO_ALL, TO_ROOT, FROM_ROOT };
+
 /* A call: parts of x, one a rank, are added or copied. */
 typedef struct exchange {
     char *x;
@@ -44,6 +46,10 @@ typedef struct exchange {
     int64_t unit, piece;   /* bytes, and units */
     bool adds, copies;     /* numbers go to the owner of a part; what it has then goes to all */
     coding coding;         /* of numbers that are added, and of their sums */
+    enum way way;          /* of copies */
+    int root;
+    int64_t
+        base; /* the unit at which x begins: another rank than the root has its own part alone */
 } exchange;
 
 static int check_whole(const exchanger *e) {
@@ -71,7 +77,7 @@ static int64_t piece_size(const exchange *x, int rank, int64_t k) {
 }
 
 static char *place_of(const exchange *x, int rank, int64_t k) {
-    return x->x + piece_at(x, rank, k) * x->unit;
+    return x->x + (piece_at(x, rank, k) - x->base) * x->unit;
 }
 
 static int64_t message_bytes(const exchange *x, int64_t n) {
@@ -160,27 +166,40 @@ static void add_up(const exchanger *e, const exchange *x, int64_t k) {
 /* ---- what owners have goes to all ---- */
 
 /* The own piece, which is then the one that others get. */
-static void *encode_sums(exchanger *e, const exchange *x, int64_t k) {
+static void encode_sums(exchanger *e, const exchange *x, int64_t k) {
     int own = e->l.comm.rank;
     int64_t n = piece_size(x, own, k);
     float *place = (float *)(void *)place_of(x, own, k);
     wire_encode(x->coding.wire, sums_of(e, own, k), place, residual_of(x, own, k), n);
     wire_decode(x->coding.wire, place, sums_of(e, own, k), n, 0, n);
-    return sums_of(e, own, k);
+}
+
+/* Whose part goes from one rank to another; -1: none. */
+static int part_of(const exchange *x, int from, int to) {
+    if (x->way == TO_ROOT) return to == x->root ? from : -1;
+    if (x->way == FROM_ROOT) return from == x->root ? to : -1;
+    return from;
+}
+
+static int64_t part_bytes(const exchange *x, int part, int64_t k) {
+    return part < 0 ? 0 : message_bytes(x, piece_size(x, part, k));
+}
+
+/* Where a part is read or arrives. */
+static void *copy_of(const exchanger *e, const exchange *x, int part, int64_t k) {
+    if (part < 0) return NULL;
+    return is_coded(x) ? (void *)sums_of(e, part, k) : place_of(x, part, k);
 }
 
 static int send_copies(exchanger *e, const exchange *x, int64_t k) {
-    const gpt_comm *comm = &e->l.comm;
     message_list *list = &e->l.lists[SUMS + k % DEPTH];
-    int64_t n_own = piece_size(x, comm->rank, k);
-    void *sent = place_of(x, comm->rank, k);
-    if (is_coded(x) && n_own) sent = encode_sums(e, x, k);
-    for (int i = 1; i < comm->size; i++) {
-        int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
-        void *place = is_coded(x) ? sums_of(e, from, k) : place_of(x, from, k);
-        int64_t n_bytes = message_bytes(x, piece_size(x, from, k));
-        TRY(message_begin(&e->l, list, from, place, n_bytes, false));
-        TRY(message_begin(&e->l, list, to, sent, message_bytes(x, n_own), true));
+    int own = e->l.comm.rank, size = e->l.comm.size;
+    if (is_coded(x) && piece_size(x, own, k)) encode_sums(e, x, k);
+    for (int i = 1; i < size; i++) {
+        int to = (own + i) % size, from = (own - i + size) % size;
+        int in = part_of(x, from, own), out = part_of(x, own, to);
+        TRY(message_begin(&e->l, list, from, copy_of(e, x, in, k), part_bytes(x, in, k), false));
+        TRY(message_begin(&e->l, list, to, copy_of(e, x, out, k), part_bytes(x, out, k), true));
     }
     return GPT_OK;
 }
@@ -249,6 +268,22 @@ static int all_reduce(gpt_comm *comm, float *x, int64_t n, coding coding) {
 static int all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
     exchange gather = {.x = x, .bounds = offsets, .unit = 1, .piece = comm->copied, .copies = true};
     return call((exchanger *)comm, &gather);
+}
+
+static int with_root(gpt_comm *comm, void *x, const int64_t *offsets, int root, bool gathers) {
+    exchange parts = {.x = x, .bounds = offsets, .unit = 1, .piece = comm->copied, .copies = true};
+    parts.way = gathers ? TO_ROOT : FROM_ROOT;
+    parts.root = root;
+    parts.base = comm->rank == root ? 0 : offsets[comm->rank];
+    return call((exchanger *)comm, &parts);
+}
+
+static int scatter(gpt_comm *comm, void *x, const int64_t *offsets, int root) {
+    return with_root(comm, x, offsets, root, false);
+}
+
+static int gather(gpt_comm *comm, void *x, const int64_t *offsets, int root) {
+    return with_root(comm, x, offsets, root, true);
 }
 
 /* All bytes are the part of one rank. */
@@ -321,8 +356,8 @@ static int allocate(exchanger *e, int size) {
 }
 
 int comm_over_links(links *links, double timeout_s, gpt_comm **out) {
-    static const comm_ops ops = {all_reduce, reduce_scatter, all_gather, broadcast,
-                                 be_patient, give_up,        end_job,    release};
+    static const comm_ops ops = {all_reduce, reduce_scatter, all_gather, scatter, gather,
+                                 broadcast,  be_patient,     give_up,    end_job, release};
     gpt_comm *comm = NULL;
     int status = comm_allocate(sizeof(exchanger), links->rank, links->size, timeout_s, &comm);
     if (status != GPT_OK) {

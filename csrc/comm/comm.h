@@ -1,4 +1,4 @@
-/* comm.h: the ranks of a job, and the four calls in which they exchange numbers.
+/* comm.h: the ranks of a job, and the calls in which they exchange numbers.
  *
  * A filling of comm_ops is one way to do that: collectives.c over messages between two ranks, or none for a
  * job of one rank. All ranks make the same calls in the same order, with the same sizes. */
@@ -25,6 +25,10 @@ typedef struct comm_ops {
     int (*reduce_scatter)(gpt_comm *comm, float *x, const int64_t *bounds, coding coding);
     /* Bytes offsets[r] to offsets[r + 1] of x are those of rank r, for each r. offsets (size + 1). */
     int (*all_gather)(gpt_comm *comm, void *x, const int64_t *offsets);
+    /* The parts of root's x are those of ranks, each of which has its own alone in its x: they go to the ranks, or
+     * come from them. */
+    int (*scatter)(gpt_comm *comm, void *x, const int64_t *offsets, int root);
+    int (*gather)(gpt_comm *comm, void *x, const int64_t *offsets, int root);
     /* x (n_bytes) becomes that of rank `root`. */
     int (*broadcast)(gpt_comm *comm, void *x, int64_t n_bytes, int root);
     /* Whether calls are made by a thread while others compute: they then leave the core where they wait. */

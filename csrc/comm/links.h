@@ -1,4 +1,4 @@
-/* links.h: messages between two ranks, over which collectives.c makes the four calls.
+/* links.h: messages between two ranks, over which collectives.c makes the calls of comm.h.
  *
  * Messages from one rank to another arrive in order. send and receive only begin: `test` says whether a
  * message is done, and never waits. */

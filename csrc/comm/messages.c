@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "interrupt.h"
+#include "tried.h"
 
 #include <sched.h>
 #include <stdio.h>
@@ -55,9 +56,9 @@ int message_begin(linked *l, message_list *list, int rank, void *data, int64_t n
     return GPT_OK;
 }
 
-/* Names the ranks that have not answered. */
+/* Names the ranks that have not answered, and where this one tries to reach them. */
 static int lost(linked *l, const message_list *list) {
-    char names[400] = "";
+    char names[300] = "", addresses[100];
     int n = 0;
     for (int i = 0; i < list->n; i++)
         if (list->messages[i].under_way) l->comm.lost[list->messages[i].rank] = true;
@@ -68,7 +69,9 @@ static int lost(linked *l, const message_list *list) {
                      l->comm.hosts[rank][0] ? "%srank %d (%s)" : "%srank %d%s", n++ ? ", " : "",
                      rank, l->comm.hosts[rank]);
     }
-    return fail(GPT_ERR_COMM, "no answer from %s for %g s", names, l->comm.timeout_s);
+    bool tried = addresses_tried(addresses, sizeof addresses) > 0;
+    return fail(GPT_ERR_COMM, "no answer from %s for %g s%s%s", names, l->comm.timeout_s,
+                tried ? "; no connection to " : "", addresses);
 }
 
 static int test_message(linked *l, message *m) {

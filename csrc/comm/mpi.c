@@ -153,14 +153,16 @@ static void mpi_free(links *l) {
 static int join(mpi *m, handle errors) {
     int before = 0, over = 0, provided;
     TRY(check(m->Finalized(&over), "MPI_Finalized"));
-    if (over) return fail(GPT_ERR_COMM, "MPI has ended in this process: it can join only once");
+    if (over) return fail(GPT_ERR_ARGUMENT, "MPI has ended in this process: it can join only once");
     TRY(check(m->Initialized(&before), "MPI_Initialized"));
     if (!before) {
         TRY(check(m->Init_thread(NULL, NULL, THREAD_SERIALIZED, &provided), "MPI_Init_thread"));
         m->initialised_here = true;
     }
     TRY(check(m->Comm_set_errhandler(m->world, errors), "MPI_Comm_set_errhandler"));
-    TRY(check(m->Comm_dup(m->world, &m->own), "MPI_Comm_dup"));
+    /* Nobody else sends messages then. A copy is made by messages, and waits for them without limit. */
+    m->own = m->world;
+    if (before) TRY(check(m->Comm_dup(m->world, &m->own), "MPI_Comm_dup"));
     TRY(check(m->Comm_rank(m->own, &m->links.rank), "MPI_Comm_rank"));
     return check(m->Comm_size(m->own, &m->links.size), "MPI_Comm_size");
 }

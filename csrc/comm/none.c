@@ -50,6 +50,11 @@ static int gather_alone(gpt_comm *comm, void *x, const int64_t *offsets) {
     return GPT_OK;
 }
 
+static int parts_alone(gpt_comm *comm, void *x, const int64_t *offsets, int root) {
+    (void)comm, (void)x, (void)offsets, (void)root;
+    return GPT_OK;
+}
+
 static int broadcast_alone(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
     (void)comm, (void)x, (void)n_bytes, (void)root;
     return GPT_OK;
@@ -71,6 +76,8 @@ int comm_none(gpt_comm **out) {
     static const comm_ops ops = {.all_reduce = numbers_alone,
                                  .reduce_scatter = scatter_alone,
                                  .all_gather = gather_alone,
+                                 .scatter = parts_alone,
+                                 .gather = parts_alone,
                                  .broadcast = broadcast_alone,
                                  .be_patient = be_the_same,
                                  .give_up = give_up_nothing,

@@ -112,6 +112,52 @@ static void test_gather_and_broadcast(void) {
     }
 }
 
+/* The root's parts go to the ranks, which send them back to another place of it. */
+static void do_parts(job *j, gpt_comm *comm, int rank) {
+    int root = j->size - 1;
+    int64_t offsets[MOST_RANKS + 1] = {0};
+    for (int r = 0; r < j->size; r++) offsets[r + 1] = offsets[r] + (r == 1 ? 0 : 40001 + 4096 * r);
+    char *x = (char *)j->x[rank];
+    j->status[rank] = gpt_comm_scatter(comm, x, offsets, root);
+    j->again[rank] = gpt_comm_gather(comm, rank == root ? x + j->n * 2 : x, offsets, root);
+}
+
+static void test_parts(void) {
+    for (int size = 2; size <= MOST_RANKS; size++) {
+        int64_t n = 150000; /* numbers: two halves of the root's parts */
+        test_case("%d ranks", size);
+        job j = new_job(do_parts, size, n);
+        j.piece = 4096;
+        float *before[MOST_RANKS];
+        copy_inputs(&j, before);
+        run_job(&j);
+        int root = size - 1;
+        int64_t at = 0;
+        for (int rank = 0; rank < size; rank++) {
+            int64_t bytes = rank == 1 ? 0 : 40001 + 4096 * rank;
+            const char *given = (const char *)before[root] + at;
+            const char *own = (const char *)j.x[rank], *old = (const char *)before[rank];
+            int64_t n_own = rank == root ? 0 : bytes;
+            EXPECT(j.status[rank] == GPT_OK && j.again[rank] == GPT_OK);
+            EXPECT(rank == root || !memcmp(own, given, (size_t)bytes));
+            EXPECT(!memcmp(own + n_own, old + n_own, (size_t)(n * 2 - n_own)));
+            const char *back = (const char *)j.x[root] + n * 2 + at;
+            EXPECT(rank == root || !memcmp(back, given, (size_t)bytes));
+            at += bytes;
+        }
+        EXPECT(!memcmp(j.x[root], before[root], (size_t)at));
+    }
+    float x = 3;
+    const int64_t offsets[] = {0, 4};
+    gpt_comm *comm = NULL;
+    EXPECT(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &comm) == GPT_OK);
+    EXPECT(gpt_comm_scatter(comm, &x, offsets, 0) == GPT_OK);
+    EXPECT(gpt_comm_gather(comm, &x, offsets, 0) == GPT_OK && x == 3);
+    EXPECT(gpt_comm_gather(comm, &x, offsets, 1) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_scatter(comm, &x, (const int64_t[]){4, 0}, 0) == GPT_ERR_ARGUMENT);
+    gpt_comm_free(comm);
+}
+
 static void do_two(job *j, gpt_comm *comm, int rank) {
     j->status[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
     j->again[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
@@ -331,7 +377,7 @@ static void test_shares(void) {
 }
 
 TEST_API_MAIN({"all-reduce", test_all_reduce}, {"reduce-scatter", test_reduce_scatter},
-              {"gather and broadcast", test_gather_and_broadcast},
+              {"gather and broadcast", test_gather_and_broadcast}, {"parts", test_parts},
               {"a missing rank", test_a_missing_rank},
               {"messages under way", test_messages_under_way}, {"arguments", test_arguments},
               {"shares of a batch", test_shares})

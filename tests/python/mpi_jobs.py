@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,47 @@ def world_of(size: int) -> World:
     world = World()
     world.size = size
     return world
+
+
+class ThreadWorld(World):
+    """A rank that is a thread. `others` has the ranks of the job, in their order."""
+
+    def __init__(self, others: list[ThreadWorld], size: int, barrier: threading.Barrier) -> None:
+        super().__init__()
+        self.rank, self.size = len(others), size
+        self._others, self._barrier = others, barrier
+        self._shown: Any = None
+        others.append(self)
+
+    def host(self, rank: int) -> str:
+        return "here"
+
+    def _see(self, mine: Any) -> list[Any]:
+        """What all ranks show."""
+        self._shown = mine
+        self._barrier.wait(60)
+        seen = [other._shown for other in self._others]
+        self._barrier.wait(60)
+        return seen
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return list(self._see(data))
+
+    def _with_root(self, call: str, own: bytearray, sizes: list[int]) -> None:
+        every = self._see(own)
+        ends = [sum(sizes[: rank + 1]) for rank in range(self.size)]
+        at = [slice(end - n, end) for end, n in zip(ends, sizes, strict=True)]
+        if call == "gpt_comm_scatter" and self.rank:
+            own[:] = every[0][at[self.rank]]
+        elif call == "gpt_comm_gather" and not self.rank:
+            for rank in range(1, self.size):
+                own[at[rank]] = every[rank]
+        self._barrier.wait(60)  # the arrays are free again
+
+
+def thread_worlds(size: int) -> list[ThreadWorld]:
+    worlds: list[ThreadWorld] = []
+    barrier = threading.Barrier(size)
+    for _ in range(size):
+        ThreadWorld(worlds, size, barrier)
+    return worlds

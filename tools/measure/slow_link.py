@@ -1,16 +1,19 @@
-"""Compares gptc plan's steps of two ranks with measured ones, over a link of a known rate.
+"""Compares gptc plan's steps of several ranks with measured ones, over a link of a known rate.
 
-    sudo env PATH="$PATH" python tools/measure/slow_link.py --link 100M
+    sudo env PATH="$PATH" python tools/measure/slow_link.py --link 100M --ranks 4 --latency 20ms
 
-Two network namespaces are joined by a pair of virtual cards, whose rate `tc tbf` limits. mpirun of
-Open MPI starts a rank of one thread in each. Needs root, `ip`, `tc`, and a core for each rank.
-Exits with 1 if a step differs from the plan by more than --within.
+Each rank of one thread is in a network namespace, with a virtual card whose rate `tc tbf` limits.
+Two of them are joined directly; more, or with a latency, by relay.py. mpirun of Open MPI starts
+them. Needs root, `ip` and `tc`. Where ranks outnumber cores, as many processes make the plan on a
+core as there are ranks on one. Exits with 1 if a step differs from the plan by more than --within.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -21,9 +24,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import relay
+
 RATES = {"100M": "100mbit", "1G": "1gbit"}
-LATENCY_US = 100  # of two TCP sockets of this machine
-SPACES, ADDRESSES = ("gptc-a", "gptc-b"), ("10.77.0.1", "10.77.0.2")
+OWN_LATENCY_S = 1e-4  # of two TCP sockets of this machine
+CARD = "card"
 WAYS: dict[str, list[str]] = {
     "data parallel": [],
     "ZeRO-1": ["--zero", "1"],
@@ -31,19 +36,22 @@ WAYS: dict[str, list[str]] = {
 }
 SKIPPED, STEPS = 5, 25  # steps before those that count, and those
 
-_AGENT = f"""#!/bin/sh
-# In place of ssh: host, then a command.
-shift
-exec ip netns exec {SPACES[1]} unshare --uts sh -c "hostname {SPACES[1]}; $*"
-"""
+
+def space(rank: int | str) -> str:
+    """The name of a namespace, and of the host in it; those of other processes have others."""
+    return f"gptc-{os.getpid()}-{rank}"
+
+
+def address(rank: int) -> str:
+    return f"10.77.0.{rank + 1}"
 
 
 def missing() -> str | None:
     """What this machine lacks; None if nothing."""
-    for program in ("ip", "tc", "unshare", "prterun"):
+    for program in ("ip", "tc", "unshare", "taskset", "prterun"):
         if not shutil.which(program):
             return program
-    trial = "gptc-trial"
+    trial = space("trial")
     if subprocess.run(["ip", "netns", "add", trial], capture_output=True).returncode:
         return "the right to make network namespaces (root)"
     run("ip", "netns", "del", trial)
@@ -55,36 +63,77 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def network(rate: str) -> Iterator[None]:
-    """Two namespaces with a link of this rate (tc's notation) between them."""
-    cards = [f"{name}-0" for name in SPACES]
+def network(rate: str, ranks: int = 2, latency_s: float = 0.0) -> Iterator[None]:
+    """A namespace for each rank, with links of this rate (tc's notation) between them."""
+    switch = None
+    hub, ports = space("hub"), [f"port{rank}" for rank in range(ranks)]
+    has_hub = ranks > 2 or latency_s > 0
+    spaces = [space(rank) for rank in range(ranks)]
     try:
-        for name in SPACES:
+        for name in [*spaces, hub]:
             run("ip", "netns", "add", name)
-        first = ["ip", "link", "add", cards[0], "netns", SPACES[0]]
-        run(*first, "type", "veth", "peer", "name", cards[1], "netns", SPACES[1])
-        for name, card, address in zip(SPACES, cards, ADDRESSES, strict=True):
-            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", card)
-            for device in ("lo", card):
+        if not has_hub:
+            _join(spaces[0], CARD, spaces[1], CARD)
+        for name, port in zip(spaces, ports if has_hub else (), strict=False):
+            _join(name, CARD, hub, port)
+            run("ip", "-n", hub, "link", "set", port, "up", "mtu", str(relay.MTU))
+        for rank, name in enumerate(spaces):
+            run("ip", "-n", name, "addr", "add", f"{address(rank)}/24", "dev", CARD)
+            for device in ("lo", CARD):
                 run("ip", "-n", name, "link", "set", device, "up")
+            if has_hub:
+                run("ip", "-n", name, "link", "set", CARD, "mtu", str(relay.MTU))
+                code = f"import relay; relay.disable_offloading({CARD!r})"
+                run("ip", "netns", "exec", name, *_python("-c", code))
             limit = ["rate", rate, "burst", "64kb", "latency", "100ms"]
-            run("tc", "-n", name, "qdisc", "add", "dev", card, "root", "tbf", *limit)
+            run("tc", "-n", name, "qdisc", "add", "dev", CARD, "root", "tbf", *limit)
+        if has_hub:
+            command = _python(relay.__file__, str(latency_s), *ports)
+            switch = subprocess.Popen(
+                ["ip", "netns", "exec", hub, *command], stdout=subprocess.PIPE, text=True
+            )
+            assert switch.stdout is not None
+            if switch.stdout.readline() != "ready\n":
+                raise SystemExit("relay.py does not start")
         yield
     finally:
-        for name in SPACES:
+        if switch is not None:
+            switch.kill()
+            switch.communicate()
+        for name in [*spaces, hub]:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def mpirun(folder: Path) -> list[str]:
-    """The start of a command of two ranks, one in each namespace; `folder` is for a script."""
+def _join(first: str, card: str, second: str, other: str) -> None:
+    """A pair of virtual cards in two namespaces."""
+    pair = ["ip", "link", "add", card, "netns", first, "type", "veth"]
+    run(*pair, "peer", "name", other, "netns", second)
+
+
+def _python(*arguments: str) -> list[str]:
+    here = Path(__file__).resolve().parent
+    return ["env", f"PYTHONPATH={here}", sys.executable, *arguments]
+
+
+def mpirun(folder: Path, ranks: int = 2) -> list[str]:
+    """The start of a command of ranks, one in each namespace; `folder` is for a script."""
     agent = folder / "agent"
-    agent.write_text(_AGENT)
+    cases = "".join(f"  {address(r)}) name={space(r)} ;;\n" for r in range(ranks))
+    agent.write_text(
+        f"""#!/bin/sh
+# In place of ssh: host, then a command.
+case "$1" in
+{cases}esac
+shift
+exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"
+"""
+    )
     agent.chmod(0o755)
-    own = f'hostname {SPACES[0]}; exec "$@"'
+    own = f'hostname {space(0)}; exec "$@"'
     return [
-        *["ip", "netns", "exec", SPACES[0], "unshare", "--uts", "sh", "-c", own, "sh"],
-        *["mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", "2"],
-        *["--host", ",".join(f"{address}:1" for address in ADDRESSES)],
+        *["ip", "netns", "exec", space(0), "unshare", "--uts", "sh", "-c", own, "sh"],
+        *["mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", str(ranks)],
+        *["--host", ",".join(f"{address(rank)}:1" for rank in range(ranks))],
         *["--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", str(agent)],
         *["--prtemca", "prte_if_include", "10.77.0.0/24"],
         *["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"],
@@ -106,21 +155,44 @@ def measured(start: list[str], options: list[str], out: Path) -> float:
     return statistics.median(b - a for a, b in pairwise(at))
 
 
-def planned(options: list[str], link: str) -> dict[str, float]:
-    """Seconds of a step in each way, by gptc plan."""
-    command = [sys.executable, "-m", "gptc", "plan", *options, "--json", "--ranks", "2"]
-    command += ["--link", link, "--latency", str(LATENCY_US)]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        raise SystemExit(ran.stderr)
-    return {m["name"]: m["step_s"] for m in json.loads(ran.stdout)["cluster"]["methods"]}
+def planned(options: list[str], link: str, ranks: int, latency_s: float) -> dict[str, float]:
+    """Seconds of a step in each way, by gptc plan: the mean of processes that share a core."""
+    command = [sys.executable, "-m", "gptc", "plan", *options, "--json", "--ranks", str(ranks)]
+    command += ["--link", link, "--latency", str(1e6 * (latency_s + OWN_LATENCY_S))]
+    cores = sorted(os.sched_getaffinity(0))
+    n = math.ceil(ranks / len(cores))
+    with tempfile.TemporaryDirectory() as folder:
+        ran = [
+            subprocess.Popen(
+                ["taskset", "-c", str(cores[0]), *command, "--out", f"{folder}/{i}"],
+                stdout=subprocess.PIPE, text=True,
+            )
+            for i in range(n)
+        ]  # fmt: skip
+        answers = [process.communicate()[0] for process in ran]
+    if any(process.returncode for process in ran):
+        raise SystemExit("gptc plan failed")
+    found = [json.loads(answer)["cluster"]["methods"] for answer in answers]
+    return {
+        m["name"]: statistics.mean(f[i]["step_s"] for f in found) for i, m in enumerate(found[0])
+    }
+
+
+def seconds(text: str) -> float:
+    """20ms, 50us or 1s."""
+    for unit, size in {"ms": 1e-3, "us": 1e-6, "s": 1.0}.items():
+        if text.endswith(unit):
+            return float(text[: -len(unit)]) * size
+    raise argparse.ArgumentTypeError(f"{text} has no unit: write 20ms")
 
 
 def main() -> None:
     """Prints a table; exits with 1 for a difference."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--link", default="100M", choices=RATES)
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences of both ranks")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--latency", type=seconds, default=0.0, help="one way, as 20ms")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences of all ranks")
     parser.add_argument("--n-layer", type=int, default=4)
     parser.add_argument("--n-embd", type=int, default=128)
     parser.add_argument("--within", type=float, default=0.15, help="allowed relative difference")
@@ -133,13 +205,14 @@ def main() -> None:
         *["--batch-size", str(asked.batch_size), "--steps", str(SKIPPED + STEPS)],
         *["--eval-every", "1000", "--threads", "1", "--device", "cpu", "--dtype", "fp32"],
     ]
-    wrong = False
+    wrong, how = False, (asked.ranks, asked.latency)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"a step of two ranks over {asked.link}, {LATENCY_US} us:  planned  measured")
+        how_named = f"{asked.ranks} ranks over {asked.link}, {1e3 * asked.latency:g} ms"
+        print(f"{how_named:<36}  planned  measured")
         for name, more in WAYS.items():
-            plan_s = planned([*options, *more], asked.link)[name]
-            with network(RATES[asked.link]):
-                start = mpirun(Path(folder))
+            plan_s = planned([*options, *more], asked.link, *how)[name]
+            with network(RATES[asked.link], *how):
+                start = mpirun(Path(folder), asked.ranks)
                 found_s = measured(start, [*options, *more], Path(folder) / "run")
             shutil.rmtree(Path(folder) / "run")
             off = plan_s / found_s - 1

@@ -231,6 +231,9 @@ def run(args: list[str], debug: bool = False) -> int:
         return 1
 
 
+_JOINING = ("train", "finetune", "eval", "infer", "prepare")
+
+
 def _is_first(args: Sequence[str]) -> bool:
     """Whether this process prints its error: not that of later ranks of a job, which fail alike.
 
@@ -238,7 +241,7 @@ def _is_first(args: Sequence[str]) -> bool:
     """
     from gptc.engine.launch import launched
 
-    place = launched() if args[:1] in (["train"], ["finetune"]) else None  # others do not join
+    place = launched() if args[:1] and args[0] in _JOINING else None
     if place is None or place.rank == 0:
         return True
     time.sleep(2)

@@ -87,7 +87,7 @@ def finetune_command(
         check_rows(data)
         return {**finetune_options(given), "init_from": model, "data": data}
 
-    world = join()
+    world = join(values["comm_timeout"])
     options = world.together(asked_for)
     summary = train(options, progress=None if world.rank else make_progress())
     end(ctx, summary, as_json, quiet=world.rank > 0)

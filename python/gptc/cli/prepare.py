@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from gptc.files.words import quoted
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from gptc.data.crew import Crew
     from gptc.data.dataset import Dataset
     from gptc.files.download import ProgressCallback
 
@@ -30,6 +31,7 @@ Examples:
   gptc prepare chats.jsonl --tokenizer runs/tiny-stories --out data/chats
   gptc prepare src/ --include '*.py' --exclude 'test_*' --out data/code
   zcat dump.gz | gptc prepare - --val-tokens 1M --out data/dump
+  mpirun -n 4 gptc prepare crawl.jsonl --tokenizer gpt2 --out data/crawl    four processes encode
 """
 
 
@@ -65,36 +67,52 @@ def prepare_command(
     The same command resumes after the last
     finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
+    from gptc.data.crew import Crew, serve
+    from gptc.engine.world import join
+
+    world, crew = join(), None
+    if world.size > 1:
+        world.set_timeout(0)  # a rank may read for long; a starter ends those that are left
+        options["jobs"] = jobs = options["jobs"] or world.share_of_cores()
+        if world.rank:
+            with world.ending_together():
+                serve(world, jobs)
+            return
+        crew = Crew(world, jobs)
+    with crew or nullcontext():
+        dataset = _prepare(sources or ("stories",), out, force, crew, options)
+    click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
+
+
+def _prepare(
+    sources: tuple[str, ...], out: Path, force: bool, crew: Crew | None, options: dict[str, Any]
+) -> Dataset:
+    """The dataset. Shows progress and notes."""
     from gptc.checkpoint.find import tokenizer_name
     from gptc.data.job import WORK_FOLDER
     from gptc.data.preparation import prepare
     from gptc.tokenizer.registry import bpe_size
+
+    def notify(line: str) -> None:
+        click.echo(line, err=True)
 
     asked = bpe_size(options["tokenizer"])
     options["tokenizer"] = tokenizer_name(options["tokenizer"])
     try:
         with progress_bars() as progress:
             dataset = prepare(
-                sources or ("stories",),
-                out,
-                force=force,
-                progress=progress,
-                notify=lambda line: click.echo(line, err=True),
-                **options,
+                sources, out, force=force, progress=progress, notify=notify, crew=crew, **options
             )
     except KeyboardInterrupt:
         if (out / WORK_FOLDER).exists():
-            click.echo(
-                "the finished shards are kept: the same command continues after them", err=True
-            )
+            notify("the finished shards are kept: the same command continues after them")
         raise
     if asked is not None and dataset.vocab_size < asked:
-        click.echo(
+        notify(
             f"note: {asked:,} tokens were asked for, and the text has pairs for no more than "
-            f"{dataset.vocab_size:,}",
-            err=True,
+            f"{dataset.vocab_size:,}"
         )
-    click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
+    return dataset
 
 
 def _summary(dataset: Dataset) -> str:

@@ -77,7 +77,7 @@ def train_command(
         newest = resume == _NEWEST
         return given, (given.get("out") or str(find_checkpoint().parent)) if newest else resume
 
-    world = join()
+    world = join(values["comm_timeout"])
     given, run = world.together(asked_for)
     summary = train(given, resume=run, progress=None if world.rank else make_progress())
     end(ctx, summary, as_json, quiet=world.rank > 0)

@@ -31,6 +31,42 @@ class Piece(NamedTuple):
     tokens: Shard
 
 
+class Block(NamedTuple):
+    """Bytes of the text from `begin` on; `continued`: not its first."""
+
+    begin: int
+    data: bytes
+    continued: bool
+
+
+class Encoder:
+    """Encodes blocks, by any number of threads."""
+
+    def __init__(self, tokenizer: Tokenizer, errors: Errors) -> None:
+        self.dtype = shard_format(tokenizer.vocab_size)[2]
+        self._tokenizer, self._errors = tokenizer, errors
+        self._own = threading.local()
+
+    def __call__(self, data: bytes, continued: bool) -> Shard:
+        """The tokens of a block, as shards store them."""
+        own = self._own
+        if not hasattr(own, "tokenizer"):
+            own.tokenizer = self._tokenizer.twin()
+        encode = own.tokenizer.encode_raw if self._errors == "bytes" else own.tokenizer.encode_bytes
+        tokens: Shard = encode(data, continued).astype(self.dtype)
+        return tokens
+
+
+def cut_text(
+    text: Readable, tokenizer: Tokenizer, begin: int, end: int, continued: bool
+) -> Iterator[Block]:
+    """The bytes [begin, end) in blocks whose tokens do not depend on each other."""
+    for data in _pieces(text.read(begin, end), tokenizer, continued):
+        yield Block(begin, data, continued)
+        begin += len(data)
+        continued = True
+
+
 def encode_text(
     text: Readable,
     tokenizer: Tokenizer,
@@ -45,8 +81,8 @@ def encode_text(
 
     `continued`: a piece of the same text ends where they begin.
     """
-    dtype = shard_format(tokenizer.vocab_size)[2]
     if isinstance(tokenizer, ByteTokenizer):
+        dtype = shard_format(tokenizer.vocab_size)[2]
 
         def pieces(begin: int) -> Iterator[Piece]:
             for block in text.read(begin, end):
@@ -55,19 +91,16 @@ def encode_text(
 
         yield from _ahead(pieces(begin), pool)
         return
-    own = threading.local()
+    encoder = Encoder(tokenizer, errors)
 
-    def work(at: int, data: bytes, continued: bool) -> Piece:
-        if not hasattr(own, "tokenizer"):
-            own.tokenizer = tokenizer.twin()
-        encode = own.tokenizer.encode_raw if errors == "bytes" else own.tokenizer.encode_bytes
-        return Piece(at, at + len(data), encode(data, continued).astype(dtype))
+    def work(block: Block) -> Piece:
+        return Piece(
+            block.begin, block.begin + len(block.data), encoder(block.data, block.continued)
+        )
 
     waiting: deque[Future[Piece]] = deque()
-    for data in _pieces(text.read(begin, end), tokenizer, continued):
-        waiting.append(pool.submit(work, begin, data, continued))
-        begin += len(data)
-        continued = True
+    for block in cut_text(text, tokenizer, begin, end, continued):
+        waiting.append(pool.submit(work, block))
         if len(waiting) > 2 * jobs:  # bounds what is in memory
             yield waiting.popleft().result()
     while waiting:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from gptc._version import __version__
+from gptc.data.crew import Crew
 from gptc.data.description import DATASET_FILE, DATASET_VERSION, SPLITS, with_checksum
-from gptc.data.encode import SplitWriter, count_tokens, encode_text, move_tail
+from gptc.data.encode import Piece, SplitWriter, count_tokens, encode_text, move_tail
 from gptc.data.journal import intact, line_of, read_lines
 from gptc.data.known import licence, validates
 from gptc.data.options import Errors
@@ -62,6 +63,7 @@ class Job:
         jobs: int,
         force: bool,
         report: ProgressCallback,
+        crew: Crew | None = None,
     ) -> None:
         self.out = out
         self.work = out / WORK_FOLDER
@@ -73,6 +75,7 @@ class Job:
         self.jobs = jobs
         self.force = force
         self.report = report
+        self._crew = crew
         self._plan = self.work / "plan.json"
         self._journal = self.work / "journal.jsonl"
         self.finished = False
@@ -255,9 +258,7 @@ class Job:
                     end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
                 )
                 try:
-                    for piece in encode_text(
-                        text, tokenizer, self.errors, at, end, self.jobs, pool, at > begin
-                    ):
+                    for piece in self._pieces(text, tokenizer, at, end, pool, at > begin):
                         writer.append(piece, skip)
                         skip = 0
                         journal.flush()
@@ -280,6 +281,21 @@ class Job:
         if options["val_tokens"] is not None:
             splits = move_tail(folder, splits["train"], options, tokenizer)
         return {split: {"tokens": count_tokens(splits[split]), **splits[split]} for split in SPLITS}
+
+    def _pieces(
+        self,
+        text: DividedText,
+        tokenizer: Tokenizer,
+        begin: int,
+        end: int,
+        pool: ThreadPoolExecutor,
+        continued: bool,
+    ) -> Iterator[Piece]:
+        """The tokens of bytes of the text, by this process or by all ranks."""
+        what = text, tokenizer, self.errors, begin, end
+        if self._crew is None or isinstance(tokenizer, ByteTokenizer):
+            return encode_text(*what, self.jobs, pool, continued)
+        return self._crew.encode(*what, pool, continued)
 
 
 def occupied(out: Path) -> GptcError:

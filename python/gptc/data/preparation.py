@@ -23,6 +23,7 @@ from typing import Any
 from gptc.data import stories
 from gptc.data.chat_job import ChatJob, has_chats
 from gptc.data.choice import Choice
+from gptc.data.crew import Crew
 from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE, DATASET_VERSION, read_meta
 from gptc.data.job import WORK_FOLDER, Job, occupied, source_notes
@@ -54,6 +55,7 @@ def prepare(
     progress: ProgressCallback | None = None,
     notify: Callable[[str], None] | None = None,
     tokenizer_of_chats: Tokenizer | None = None,
+    crew: Crew | None = None,
     **options: Any,
 ) -> Dataset:
     """Turns text into a dataset at `out`, which appears complete or not at all.
@@ -72,7 +74,8 @@ def prepare(
     document, or few and long ones, it is the end of the text: that fraction of the bytes (with the
     bytes tokenizer) or characters. `val_tokens` takes exactly the last tokens instead. Without
     either, the validation files of known datasets are the split; without such files,
-    `val_fraction` is VAL_FRACTION. The result does not depend on the number of `jobs`.
+    `val_fraction` is VAL_FRACTION. The result does not depend on the number of `jobs`,
+    nor of the ranks of a `crew`, which encode a text together.
 
     If `out` already holds the same dataset, it is returned with `already_there` set; an interrupted
     call is resumed. UsageError for options out of range; GptcError for sources that are missing,
@@ -108,7 +111,7 @@ def prepare(
         )
     else:
         _refuse_options_of_chats(how)
-        job = _job(sources, out, how, force, report)
+        job = _job(sources, out, how, force, report, crew)
     existed = out.exists()
     try:
         there = _run(job, gathering, reading)
@@ -163,6 +166,7 @@ def _job(
     how: PrepareOptions,
     force: bool,
     progress: ProgressCallback,
+    crew: Crew | None,
 ) -> Job:
     given = _given_tokenizer(how.tokenizer, how.errors)
     recorded: dict[str, Any] = {
@@ -183,7 +187,9 @@ def _job(
     if any(source in STORIES for source in sources):
         recorded["stories"] = _stories_options(how.stories_bytes, how.seed)
     jobs = how.jobs if how.jobs is not None else len(os.sched_getaffinity(0))
-    return Job(out, sources, recorded, how.tokenizer, given, how.errors, jobs, force, progress)
+    return Job(
+        out, sources, recorded, how.tokenizer, given, how.errors, jobs, force, progress, crew
+    )
 
 
 def _recorded_tokenizer(name: str, given: Tokenizer | None, out: Path) -> str:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-_OPEN_MPI, _MPICH = "libmpi.so.40", "libmpi.so.12"  # their files; MPICH's also of its ABI
+OPEN_MPI, _MPICH = "libmpi.so.40", "libmpi.so.12"  # their files; MPICH's also of its ABI
 _FILE, _NCCL_FILE = "GPTC_MPI", "GPTC_NCCL"  # they name libmpi.so and libnccl.so.2
 
 
@@ -35,11 +35,11 @@ STARTERS = (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
-        (_OPEN_MPI,),
+        (OPEN_MPI,),
     ),
-    Starter("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", (_MPICH, _OPEN_MPI)),
-    Starter("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", (_OPEN_MPI, _MPICH)),
-    Starter("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", (_OPEN_MPI, _MPICH)),
+    Starter("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", (_MPICH, OPEN_MPI)),
+    Starter("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", (OPEN_MPI, _MPICH)),
+    Starter("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", (OPEN_MPI, _MPICH)),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray, floats
-from gptc.engine.launch import Place, launched, mpi_library, nccl_library
+from gptc.engine.launch import OPEN_MPI, Place, launched, mpi_library, nccl_library
 from gptc.engine.model import Model
 from gptc.errors import EngineError, GptcError
 from gptc.files.words import pip_install, plural
 
 TIMEOUT_S = 600.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
+_MEET_S = 10.0  # the same where ranks begin to wait at different times
 _GRACE_S = 2.0  # for the rank that prints, before another one ends the job
 
 _T = TypeVar("_T")
@@ -148,10 +150,51 @@ class World:
         ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
         return [bytes(every[end - n : end]) for end, n in zip(ends, counts, strict=True)]
 
+    def gather_equal(self, data: bytes) -> list[bytes]:
+        """As `gather`, of data of one size: it waits for the network's latency once, not twice."""
+        if self.size == 1:
+            return [data]
+        n = len(data)
+        every = bytearray(n * self.size)
+        every[n * self.rank : n * (self.rank + 1)] = data
+        self._gather(library.load().ffi.from_buffer(every), [n] * self.size)
+        return [bytes(every[n * rank : n * (rank + 1)]) for rank in range(self.size)]
+
     def _gather(self, buffer: Any, counts: list[int]) -> None:
         offsets = [sum(counts[:rank]) for rank in range(self.size + 1)]
         given = library.load().ffi.new("int64_t[]", offsets)
         library.call("gpt_comm_all_gather", self._comm, buffer, given)
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """The data of rank 0; the others give any."""
+        return self.gather(b"" if self.rank else data)[0]
+
+    def scatter(self, parts: list[bytes] | None) -> bytes:
+        """The part of this rank, of those that rank 0 gives."""
+        assert parts is not None or self.rank
+        sizes = self.gather_json(parts and [len(part) for part in parts])[0]
+        own = bytearray(b"".join(parts) if parts else sizes[self.rank])
+        self._with_root("gpt_comm_scatter", own, sizes)
+        return bytes(own[: sizes[0]] if parts else own)
+
+    def collect(self, data: bytes) -> list[bytes]:
+        """On rank 0 the data of every rank, in the order of ranks; nothing on the others."""
+        sizes = self.gather_json(len(data))
+        if self.rank:
+            self._with_root("gpt_comm_gather", bytearray(data), sizes)
+            return []
+        every = bytearray(data) + bytes(sum(sizes[1:]))
+        self._with_root("gpt_comm_gather", every, sizes)
+        ends = [sum(sizes[: rank + 1]) for rank in range(self.size)]
+        return [bytes(every[end - n : end]) for end, n in zip(ends, sizes, strict=True)]
+
+    def _with_root(self, call: str, own: bytearray, sizes: list[int]) -> None:
+        """Parts of rank 0's array go to the ranks, or come from them."""
+        if self.size == 1:
+            return
+        ffi = library.load().ffi
+        offsets = ffi.new("int64_t[]", [sum(sizes[:rank]) for rank in range(self.size + 1)])
+        library.call(call, self._comm, ffi.from_buffer(own or bytearray(1)), offsets, 0)
 
     def gather_json(self, value: Any) -> list[Any]:
         """The values of every rank."""
@@ -250,6 +293,11 @@ class World:
         if error.silent:
             time.sleep(_GRACE_S)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether this rank ends the job when it leaves, since others do not know of its error."""
+        return self._failed
+
     def leave(self) -> None:
         """Ends this rank's part; if it has failed alone, it ends the whole job."""
         if self._comm is None:
@@ -264,24 +312,31 @@ class World:
 _joined: World | None = None
 
 
-def join() -> World:
-    """Joins the other ranks, if there are any; later calls return the same world."""
+def join(timeout_s: float | None = None) -> World:
+    """Joins the other ranks, if there are any; later calls return the same world.
+
+    A rank that has not answered for `timeout_s` (TIMEOUT_S) is lost; 0: never.
+    """
     global _joined
     if _joined is None:
         place = launched()
-        _joined = World() if place is None else _join(place)
+        if timeout_s is None or not math.isfinite(timeout_s):
+            timeout_s = TIMEOUT_S
+        _joined = World() if place is None else _join(place, timeout_s)
         atexit.register(_joined.leave)
     return _joined
 
 
-def _join(place: Place) -> World:
+def _join(place: Place, timeout_s: float) -> World:
     ffi, lib, _ = library.load()
     file = mpi_library(place.starter)
     name = ffi.NULL if file is None else ffi.new("char[]", file.encode())
     out = ffi.new("gpt_comm **")
     try:
-        library.call("gpt_comm_create", lib.GPT_COMM_MPI, name, TIMEOUT_S, out)
+        library.call("gpt_comm_create", lib.GPT_COMM_MPI, name, timeout_s, out)
     except EngineError as error:
+        if error.status == lib.GPT_ERR_COMM:
+            raise _unreachable(place, error) from error
         raise _alone(place, f"{place.size} ranks need MPI: {error}; {_advice(place)}") from error
     comm = out[0]
     found = lib.gpt_comm_rank(comm), lib.gpt_comm_size(comm)
@@ -294,6 +349,17 @@ def _join(place: Place) -> World:
     world = World(place, comm)
     world.take_gpu()
     return world
+
+
+def _unreachable(place: Place, error: EngineError) -> GptcError:
+    """The error of ranks that cannot reach each other. Rank 0 may be no part of such a pair."""
+    network = ""
+    if place.starter.libraries[0] == OPEN_MPI:
+        network = ", or name their network: mpirun --mca btl_tcp_if_include 10.0.0.0/24"
+    found = JobError(f"{error}; let these hosts connect to each other at any port{network}")
+    if place.rank:
+        time.sleep(_MEET_S)  # rank 0 ends the job, if it knows
+    return found
 
 
 def _advice(place: Place) -> str:

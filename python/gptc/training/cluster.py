@@ -3,8 +3,9 @@
 A rank computes 1/N of a step's passes, as fast as this process. Sums of n bytes take (N - 1)/N n /
 link for a rank's part, as much for the copies of all parts, and two latencies for each `BUCKET`
 of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency. Gradients of products
-are added while the last backward pass of a rank computes, which is two thirds of the pass; a tied
-embedding's are not. With a sharded state, that is half of the sums, and then parameters come back.
+are added while the last backward pass of a rank computes, which is two thirds of the pass; those of
+a tied embedding, norms and biases are not. With a sharded state, that is half of the sums, and then
+parameters come back. A step also adds the loss, and tells the news, such as signals.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options, Plan, plan_for
 from gptc.errors import UsageError
 from gptc.files.words import amount, few, plural
+from gptc.training.diloco import outer_bytes
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
@@ -27,6 +29,7 @@ LATENCY_US = 50.0  # unless --latency is given
 BUCKET, WINDOW = 1 << 21, 1 << 23
 NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 4 / 256}
 """Bytes of a number on the wire."""
+LOSS, NEWS = 2, 1  # latencies of a step; ZeRO-1 has another one, for the norm
 MOST_RANKS = 1024
 EMBEDDING = "wte.weight"
 
@@ -50,6 +53,7 @@ class Cluster:
     optimizer_bytes: int
     sharded_engine_bytes: int  # with --zero 1; the same on GPUs, which have no parts
     sharded_optimizer_bytes: int
+    outer_bytes: int  # more of each rank, outside the engine, with --sync-every
     methods: list[Method]
 
 
@@ -68,6 +72,7 @@ def predict(
         whole.optimizer_bytes,
         sharded.total_bytes,
         sharded.optimizer_bytes,
+        outer_bytes(sum(math.prod(shape) for _, shape, _ in model.trained)),
         methods,
     )
 
@@ -111,15 +116,19 @@ def _methods(
 
     def step_s(name: str, n: int) -> float:
         link_s = speed, latency_s
+        wait_s = latency_s if n > 1 else 0.0
+        whole_s = exchange_s(n_numbers, n, *link_s)
         if name == "DiLoCo":
-            return passes_s / n + update_s + exchange_s(n_numbers, n, *link_s) / every
-        sums_s, last_s = (exchange_s(k, n, *link_s, number_bytes) for k in (n_numbers, tied))
+            return passes_s / n + update_s + (whole_s + NEWS * wait_s) / every
+        sums_s = exchange_s(n_numbers, n, *link_s, number_bytes) + 2 * wait_s
+        last_s = exchange_s(max(tied, 1), n, *link_s, number_bytes)
         last_pass_s = min(costs.pass_s, passes_s / n)
+        said_s = (LOSS + NEWS) * wait_s
         if name == "ZeRO-1":  # parameters come back as fp32
             hides_s = last_pass_s if options.optimizer == "adamw" else 0
-            waits_s = exposed_s(sums_s / 2, last_s / 2, hides_s)
-            return passes_s / n + update_s / n + waits_s + exchange_s(n_numbers, n, *link_s) / 2
-        return passes_s / n + update_s + exposed_s(sums_s, last_s, last_pass_s)
+            waits_s = exposed_s(sums_s / 2, last_s / 2, hides_s) + whole_s / 2 + wait_s
+            return passes_s / n + update_s / n + waits_s + said_s
+        return passes_s / n + update_s + exposed_s(sums_s, last_s, last_pass_s) + said_s
 
     for name in ("data parallel", "ZeRO-1", "DiLoCo"):
         if name == "ZeRO-1" and setup.model.options.device != "cpu":
@@ -141,7 +150,7 @@ def described(found: Cluster, link: str | None, every: int) -> Iterator[str]:
             f"; with --zero 1 {amount(found.sharded_engine_bytes)}, "
             f"{amount(found.sharded_optimizer_bytes)} of it"
         )
-    yield line
+    yield f"{line}; with --sync-every {amount(found.outer_bytes)} more"
     for method in found.methods:
         how = f" with --sync-every {every or SYNC_EVERY}" if method.name == "DiLoCo" else ""
         yield (

@@ -8,6 +8,8 @@ are each rank's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gptc.checkpoint.names import MOMENTS
@@ -16,7 +18,13 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.engine.world import World
 
+MOST_NUMBERS = 1 << 21  # of tensors whose changes are added together, unless it is one tensor
 _OUTER = "outer"  # prefix of the outer momentum in a checkpoint
+
+
+def outer_bytes(n_trained: int) -> int:
+    """The memory of a rank for its common weights and outer momentum, outside the engine."""
+    return 2 * 4 * n_trained
 
 
 class Diloco:
@@ -32,6 +40,7 @@ class Diloco:
         self._lr, self._decay = np.float32(lr), np.float32(momentum)
         self._weights = {p.name: model.get(p.name) for p in model.trained}
         self._momentum = {name: np.zeros_like(w) for name, w in self._weights.items()}
+        self._groups = list(_groups({name: w.size for name, w in self._weights.items()}))
         shapes = {name: w.shape for name, w in self._weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = {f"{_OUTER}.{n}": s for n, s in shapes.items()}
         self._places: dict[str, tuple[int, str, str]] = {}  # rank, parameter and state
@@ -48,17 +57,22 @@ class Diloco:
     def step(self) -> None:
         """The outer step. All ranks then have the same weights."""
         share = np.float32(1 / self._world.size)
-        for name, weights in self._weights.items():
-            gradient = weights - self._model.get(name)
-            self._world.add(gradient)
-            gradient *= share
-            momentum = self._momentum[name]
-            momentum *= self._decay
-            momentum += gradient
-            gradient += self._decay * momentum
-            gradient *= self._lr
-            weights -= gradient
-            self._model.set(name, weights)
+        for names in self._groups:
+            moved = [self._weights[name] - self._model.get(name) for name in names]
+            gradients = np.concatenate([values.ravel() for values in moved])
+            self._world.add(gradients)
+            gradients *= share
+            at = 0
+            for name in names:
+                weights, momentum = self._weights[name], self._momentum[name]
+                gradient = gradients[at : at + weights.size].reshape(weights.shape)
+                at += weights.size
+                momentum *= self._decay
+                momentum += gradient
+                gradient += self._decay * momentum
+                gradient *= self._lr
+                weights -= gradient
+                self._model.set(name, weights)
 
     def read(self, stored: str) -> FloatArray:
         """A part of the state by its name. Ranks call this together, in the order of `shapes`."""
@@ -84,6 +98,20 @@ class Diloco:
                 found = base.state(_stored(rank, name, state))
                 if found is not None:
                     self._model.write(name, state, found)
+
+
+def _groups(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Neighbours that are added together: each sum waits for the network's latency."""
+    names: list[str] = []
+    n_numbers = 0
+    for name, size in sizes.items():
+        if names and n_numbers + size > MOST_NUMBERS:
+            yield names
+            names, n_numbers = [], 0
+        names.append(name)
+        n_numbers += size
+    if names:
+        yield names
 
 
 def _stored(rank: int, name: str, state: str) -> str:

@@ -350,7 +350,7 @@ def settle(world: World, signals: Received, horizon: Horizon) -> None:
     """After a step: a signal of one rank ends all, and rank 0 says how many steps there are."""
     if world.size == 1:
         return
-    news = world.gather(_NEWS.pack(signals.received or 0, min(horizon.steps, 2**62)))
+    news = world.gather_equal(_NEWS.pack(signals.received or 0, min(horizon.steps, 2**62)))
     heard = [_NEWS.unpack(part) for part in news]
     signals.agreed = next((number for number, _ in heard if number), None)
     horizon.steps = heard[0][1]

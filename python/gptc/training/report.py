@@ -21,6 +21,7 @@ from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training import growth
 from gptc.training.depth import chosen
+from gptc.training.diloco import MOST_NUMBERS, outer_bytes
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
@@ -307,4 +308,7 @@ def planned_bytes(setup: Setup, session: int, first_step: int) -> int:
     copy = setup.copy_bytes if n_saves > 1 else 0
     n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
     averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
-    return setup.resident_before + engine + max(session, saving) + copy + averages
+    outer = 0
+    if setup.options.sync_every:  # and a group's changes in an outer step, twice
+        outer, saving = outer_bytes(n_trained), 2 * max(saving, 4 * min(n_trained, MOST_NUMBERS))
+    return setup.resident_before + engine + max(session, saving) + copy + averages + outer

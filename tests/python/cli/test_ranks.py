@@ -54,3 +54,31 @@ def test_ranks_wait_for_each_other_without_limit(
     for command in (["infer", "--prompts", tmp_path / "none"], ["eval", "--data", tmp_path / "no"]):
         assert gptc(command[0], "-m", saved, "--device", "cpu", *command[1:]).code == 1
     assert limits == [0, 0]
+
+
+@needs_mpi
+def test_two_ranks_prepare_the_dataset_of_one_process(
+    gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    shared = ["prepare", "stories", "--stories-bytes", "900K", "--tokenizer", "bpe:300"]
+    shared += ["--shard-tokens", "100K", "--out"]
+    out = str(tmp_path / "two")
+    commands = {
+        "new": [*shared, out],
+        "again": [*shared, out],
+        "other": [*shared, out, "--val-fraction", "0.2"],
+        "lost": ["prepare", str(tmp_path / "none"), "--out", str(tmp_path / "empty")],
+    }
+    ran = job(tmp_path, commands, "commands")
+    assert ran.returncode == 0, ran.stderr
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert second == {name: [0, "", ""] for name in commands}  # it has encoded, or waited
+    alone = gptc(*shared, tmp_path / "one")
+    for name, code in {"new": 0, "again": 0, "other": 1, "lost": 1}.items():
+        assert first[name][0] == code
+        assert len(first[name][2].splitlines()) == code
+    assert first["new"][1] == alone.out.replace(str(tmp_path / "one"), out)
+    assert "is already there" in first["again"][1]
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert one == two
+    assert len(one) > 3

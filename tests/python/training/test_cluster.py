@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gptc.training.cluster import LINKS, Cluster, Method, described, exchange_s, exposed_s
+from gptc.engine.world import World
+from gptc.training.cluster import LINKS, Cluster, Method, _methods, described, exchange_s, exposed_s
+from gptc.training.diloco import Diloco
+from gptc.training.progress import SilentProgress
+from gptc.training.report import planned_bytes
+from gptc.training.resolve import new_options
+from gptc.training.setup import set_up
 
 MB = 1_000_000
 
@@ -32,6 +40,28 @@ def test_backward_hides_sums_but_the_last() -> None:
     assert exposed_s(10, 2, 9) == 4
     assert exposed_s(10, 2, 30) == 2
     assert exposed_s(10, 0, 30) == 0
+
+
+def test_a_step_waits_for_latencies() -> None:
+    """Of a small model: for its products, for norms, for the loss and for signals."""
+    options = SimpleNamespace(
+        grad_accum=1, batch_size=4, sync_every=0, wire="fp32", optimizer="adamw"
+    )
+    model = SimpleNamespace(
+        trained=[("w", (1000,), True)],
+        config=SimpleNamespace(tied=False),
+        options=SimpleNamespace(device="cpu"),
+    )
+    setup, costs = SimpleNamespace(options=options, model=model), SimpleNamespace
+    steps = {}
+    for latency_s in (0.0, 0.02):
+        found = _methods(setup, costs(pass_s=0.06, update_s=0.01), 2, "100G", latency_s)  # type: ignore[arg-type]
+        steps[latency_s] = {method.name: method.step_s for method in found}
+    waits = {name: steps[0.02][name] - steps[0.0][name] for name in steps[0.0]}
+    assert waits["data parallel"] == pytest.approx(0.08 - 0.02 + 0.06, rel=1e-3)  # backward: 20 ms
+    assert waits["ZeRO-1"] == pytest.approx(0.02 + 0.02 + 0.02 + 0.06, rel=1e-3)
+    assert waits["DiLoCo"] == pytest.approx(0.06 / 50, rel=1e-3)
+    assert steps[0.0]["data parallel"] == pytest.approx(0.04, rel=1e-3)
 
 
 def test_the_plan_of_ranks(
@@ -68,9 +98,29 @@ def test_shorter_gradients_need_memory_for_what_rounding_leaves_out(
     assert after - before == pytest.approx(4 * found["fp32"]["n_params"], rel=0.01)
 
 
+def test_diloco_needs_memory_for_what_ranks_have_in_common(
+    gptc: Callable[..., Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two arrays for each parameter: those that a run makes."""
+    given = {**options, "batch_size": 4, "device": "cpu", "out": str(tmp_path / "r")}
+    given |= {"eval_every": 4, "save_every": 4}
+    arguments = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", v)]
+    ran = gptc("plan", *arguments, "--ranks", 2, "--json")
+    setup = set_up(new_options(given | {"sync_every": 4}), None, SilentProgress())
+    with setup.model:
+        outer = Diloco(setup.model, World(), 4, 0.7, 0.9)
+        n_bytes = sum(a.nbytes for arrays in (outer._weights, outer._momentum)
+                      for a in arrays.values())  # fmt: skip
+        assert json.loads(ran.out)["cluster"]["outer_bytes"] == n_bytes
+        session = 10 * setup.plan.total_bytes  # more than what an outer step takes for a moment
+        apart = planned_bytes(setup, session, 0)
+        setup.options = replace(setup.options, sync_every=0)
+        assert apart - planned_bytes(setup, session, 0) == n_bytes
+
+
 def test_one_rank_pays_and_two_pay() -> None:
     methods = [Method("data parallel", 0.1, 0.5, n) for n in (1, 2)]
-    lines = list(described(Cluster(2, 10, 5, 10, 5, methods), "1G", 0))
+    lines = list(described(Cluster(2, 10, 5, 10, 5, 3, methods), "1G", 0))
     assert [line.rpartition("; ")[2] for line in lines[1:]] == [
         "at most 1 rank pays", "at most 2 ranks pay",
     ]  # fmt: skip

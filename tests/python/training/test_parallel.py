@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ import pytest
 import ranks
 from gptc import GptcError
 from gptc.engine import library
-from gptc.engine.launch import STARTERS, launched
-from gptc.engine.world import World
+from gptc.engine import world as world_module
+from gptc.engine.launch import STARTERS, Place, launched
+from gptc.engine.world import JobError, World
 from gptc.errors import EngineError
 from gptc.training.options import TrainOptions
 from gptc.training.parallel import check_options, lost_ranks, parts_of, settle, without_effect
@@ -102,7 +104,7 @@ class Late(World):
         super().__init__()
         self.size, self._signals = 2, signals
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def gather_equal(self, data: bytes) -> list[bytes]:
         self._signals.received = signal.SIGTERM
         return [data, bytes(len(data))]
 
@@ -161,6 +163,29 @@ def test_without_mpi_rank_0_says_so(tmp_path: Path, rank: int, spoken: bool) -> 
     if spoken:
         assert "2 ranks need MPI: " in lines[0]
         assert str(tmp_path / "libmpi.so") in lines[0]
+
+
+@pytest.mark.parametrize(("libraries", "named"), [(0, True), (1, False)])
+def test_ranks_that_meet_nobody_name_the_network(
+    monkeypatch: pytest.MonkeyPatch, libraries: int, named: bool
+) -> None:
+    """A later rank speaks too, after a while: rank 0 may have met all others."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    lost = EngineError("no answer from rank 2 for 5 s", library.GPT_ERR_COMM)
+
+    def create(*arguments: object) -> None:
+        assert arguments[3] == 5
+        raise lost
+
+    monkeypatch.setattr(library, "call", create)
+    for rank in (0, 1):
+        with pytest.raises(JobError) as caught:
+            world_module._join(Place(rank, 3, 0, STARTERS[libraries]), 5)
+        assert str(caught.value).startswith("no answer from rank 2 for 5 s; let these hosts")
+        assert ("btl_tcp_if_include" in str(caught.value)) == named
+        assert not caught.value.silent
+        assert len(waited) == rank
 
 
 # ---- with MPI ----
