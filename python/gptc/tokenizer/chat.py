@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from gptc.errors import GptcError, UsageError
 from gptc.files.bounded import Fault
 from gptc.files.limits import limit, refuse
+from gptc.files.values import MOST_DEEP, nests_deeply
 from gptc.files.warm import warm_answer
 from gptc.tokenizer.base import Tokenizer, any_of
 from gptc.tokenizer.marks import DEFAULT
@@ -62,6 +63,11 @@ def chat_prompt(
         _check_objects(given[name], name)
     if taken := sorted({*given, "add_generation_prompt"}.intersection(variables or ())):
         raise UsageError(f"the template's variables set {taken[0]}: give it by its own name")
+    if nests_deeply([given, variables]):
+        raise UsageError(
+            "the messages, tools, documents or variables are nested more than "
+            f"{MOST_DEEP - 3} deep: give simpler ones"
+        )
     template = choose_template(tokenizer, chat_template, bool(tools))
     names = tokenizer.special_texts()
     mark = unused(json.dumps([template, given], ensure_ascii=False))
