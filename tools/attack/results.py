@@ -41,6 +41,7 @@ _FEW = {
     r"test_concurrent \d+": "test_concurrent 200",
     r"--seconds \d+": "--seconds 0.5",
     r"MUTATIONS=\d+": "MUTATIONS=3",
+    r"--cases \d+": "--cases 60",
     r"cases/hostile$": "cases/hostile --files 3",
 }
 
