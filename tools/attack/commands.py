@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import sys
 import tempfile
@@ -152,11 +153,15 @@ def attack(files: list[Path]) -> tuple[int, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--files", type=int, help="number of files, drawn by seed 1")
+    options = parser.parse_args()
+    folder = options.folder
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [file for file in found if file.suffix not in (".c", ".md")]
     if not files:
         parser.error(f"{folder} is not a folder with files")
+    if options.files is not None:
+        files = random.Random(1).sample(files, min(options.files, len(files)))
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
         n, failures = attack(files)

@@ -1,6 +1,7 @@
 """The tables of docs/reliability.md, and the files of results that they are made of.
 
     python tools/attack/results.py --run mutated kills        # attacks by name, or all
+    python tools/attack/results.py --run all --small          # each with few cases; records nothing
     python tools/attack/results.py --campaign COUNTS          # adds what campaign.py counted
     python tools/attack/results.py --write                    # writes the tables
     python tools/attack/results.py --check                    # compares them only
@@ -15,10 +16,12 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,17 @@ COUNTS = Path(__file__).with_name("campaign.json")
 _BEGIN, _END = "<!-- attacks: tools/attack/results.py -->\n", "<!-- attacks: end -->\n"
 _BEGIN_FORMATS, _END_FORMATS = "<!-- formats -->\n", "<!-- formats: end -->\n"
 _OUTCOMES = ("inputs", "read", "refused")
+# What --small changes in commands.
+_FEW = {
+    r"--kills \d+": "--kills 12",
+    r"--minutes \d+": "--minutes 0.5 --slice 0.1",
+    r"--calls \d+": "--calls 200",
+    r"test_concurrent \d+": "test_concurrent 200",
+    r"--seconds \d+": "--seconds 0.5",
+    r"MUTATIONS=\d+": "MUTATIONS=3",
+    r"--cases \d+": "--cases 60",
+    r"cases/hostile$": "cases/hostile --files 3",
+}
 
 
 def read() -> dict[str, dict[str, str]]:
@@ -43,6 +57,7 @@ def record(name: str, count: str, result: str) -> None:
     found = read()
     found[name] |= {"count": count, "result": result, "at": f"{date.today()}, {_commit()}"}
     FILE.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    print(f"{name}: {count}: {result}", flush=True)
 
 
 def _commit() -> str:
@@ -159,9 +174,13 @@ def run_campaign(command: str) -> None:
     record_campaign(ROOT / path)
 
 
-def run(name: str) -> None:
-    """Runs one attack as its command says, and records its result."""
+def run(name: str, small: bool = False) -> None:
+    """Runs one attack as its command says, with few cases if `small`, and records its result."""
     command = read()[name]["command"]
+    for pattern, few in _FEW.items() if small else ():
+        command = re.sub(pattern, few, command)
+    if small:
+        print(f"{name}: {command}", flush=True)
     if "pytest " in command:
         run_tests(name, command)
     elif name == "campaign":
@@ -170,9 +189,23 @@ def run(name: str) -> None:
         run_program(name, command)
 
 
+def run_each(names: Sequence[str], small: bool = False) -> int:
+    """Runs attacks, and returns how many gave no result."""
+    n_failed = 0
+    for name in names:
+        try:
+            run(name, small)
+        except SystemExit as error:  # the others are still run
+            print(error, file=sys.stderr, flush=True)
+            n_failed += 1
+    return n_failed
+
+
 def main() -> int:
+    global FILE, COUNTS
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--small", action="store_true", help="few cases, and nothing is recorded")
     parser.add_argument("--campaign", type=Path, metavar="COUNTS")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -180,8 +213,12 @@ def main() -> int:
     names = list(options.run)
     if names == ["all"]:
         names = [name for name in read() if name != "clients"]
-    for name in names:
-        run(name)
+    if options.small:
+        with tempfile.TemporaryDirectory() as folder:
+            FILE, COUNTS = (Path(shutil.copy(path, folder)) for path in (FILE, COUNTS))
+            return run_each(names, small=True)
+    if run_each(names):
+        return 1
     if options.campaign:
         record_campaign(options.campaign)
     there = PAGE.read_text()

@@ -21,7 +21,13 @@ import numpy.typing as npt
 
 from gptc._version import __version__
 from gptc.data.chats import COLUMNS, KINDS, Chat, Kind, recognised
-from gptc.data.description import CHATS_VERSION
+from gptc.data.description import (
+    CHATS_VERSION,
+    DATASET_FILE,
+    description_of,
+    most_shards,
+    too_many_shards,
+)
 from gptc.data.job import WORK_FOLDER, install, occupied
 from gptc.data.json_array import is_json
 from gptc.data.kinds import REJECTED
@@ -187,6 +193,7 @@ class ChatJob:
                 "rows are all trained on or all held out"
             )
         held_out = self._held_out(spool.contents)
+        self._check_shards(found, spool, held_out)
         splits = {
             "train": self._write(built, "train", how.spool, spool.sizes, ~held_out),
             "val": self._write(built, "val", how.spool, spool.sizes, held_out),
@@ -215,6 +222,17 @@ class ChatJob:
             "options": self.options,
             "created_by": f"gptc {__version__}",
         }
+
+    def _check_shards(
+        self, found: list[dict[str, Any]], spool: _Spool, held_out: npt.NDArray[np.bool_]
+    ) -> None:
+        """GptcError, before shards are written, for more than dataset.json has room for."""
+        there = self.out / DATASET_FILE
+        rest = description_of(self._meta(found, {}, spool.n_sequences), there)
+        most = self._how.shard_tokens
+        n = sum(len(_groups(spool.sizes, chosen, most)) for chosen in (held_out, ~held_out))
+        if n > most_shards(len(rest), masks=True):
+            raise too_many_shards(there)
 
     def clean(self) -> None:
         """Removes the work folder, and downloads that were used."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import recorded_checksum, value_checksum
-from gptc.files.limits import read_file
+from gptc.files.limits import limit, read_file, refuse
 from gptc.files.values import check_values
 
 SPLITS = ("train", "val")
@@ -24,12 +24,40 @@ CHATS_VERSION = 4  # of a dataset of conversations, whose shards have masks
 _MOST = 1 << 62  # of a count
 _CHECKSUM = "checksum"
 _FEWER = "prepare the dataset with a larger --shard-tokens"
+_ROOM = 1 << 10  # bytes of numbers and names that come with the shards
 
 
 def with_checksum(meta: Mapping[str, Any]) -> dict[str, Any]:
     """A description that ends with the checksum of the rest."""
     rest = {name: value for name, value in meta.items() if name != _CHECKSUM}
     return {**rest, _CHECKSUM: value_checksum(rest)}
+
+
+def description_of(meta: Mapping[str, Any], where: Path, advice: str = _FEWER) -> bytes:
+    """The content of dataset.json at `where`. GptcError for one that `read_meta` would refuse."""
+    data = (json.dumps(with_checksum(meta), indent=2) + "\n").encode()
+    if len(data) > limit("json"):
+        raise refuse(str(where), "json", advice)
+    check_values(data, str(where), "entries", advice)
+    return data
+
+
+def most_shards(n_bytes: int, masks: bool = False) -> int:
+    """The shards that have room in a dataset.json whose other content has that many bytes."""
+    checksum = f"xxh3_128:{0:032}"
+    entry: dict[str, Any] = {"file": "train_000000.bin", "tokens": 1 << 31, "checksum": checksum}
+    if masks:
+        entry["mask"] = {"file": "train_000000.mask", "checksum": checksum}
+    written = json.dumps({"splits": {"train": {"shards": [entry]}}}, indent=2)
+    # The mark after it, for each value; the objects and lists around it have room.
+    most = limit("entries") // (1 + written.count(","))
+    n_each = len(written) - len(json.dumps({"splits": {"train": {"shards": []}}}, indent=2))
+    return max(0, min(most, (limit("json") - n_bytes - _ROOM) // n_each))
+
+
+def too_many_shards(where: Path) -> GptcError:
+    """The error for more shards than `most_shards` at dataset.json `where`."""
+    return refuse(f"{where} with all its shards", "json", _FEWER)
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

@@ -6,19 +6,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gptc._version import __version__
 from gptc.data.crew import Crew
-from gptc.data.description import DATASET_FILE, DATASET_VERSION, SPLITS, with_checksum
+from gptc.data.description import (
+    DATASET_FILE,
+    DATASET_VERSION,
+    SPLITS,
+    description_of,
+    most_shards,
+    too_many_shards,
+)
 from gptc.data.encode import Piece, SplitWriter, count_tokens, encode_text, move_tail
-from gptc.data.journal import intact, line_of, read_lines
+from gptc.data.journal import has_lines, intact, line_of, read_lines
 from gptc.data.known import licence, validates
 from gptc.data.options import Errors
 from gptc.data.readers import Reading, check_utf8
@@ -107,22 +114,24 @@ class Job:
             if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
                 raise occupied(self.out)
             return True
-        self._resume_or_begin({"options": self.options, "sources": found})
+        self._resume_or_begin({"options": self.options, "sources": found}, how.notify)
         chosen = self._chosen(text, scan)
         division = self._divided(text, scan, text.begin(n_train), chosen)
-        splits = self._encode(DividedText(text, division), chosen)
-        if division.n_held_out is not None:
-            splits["val"]["documents"] = division.n_held_out  # drawn at random
-        text.check_unchanged()
         meta = {
             "version": DATASET_VERSION,
             "sources": found,
             "tokenizer": {"kind": chosen.kind, "fingerprint": chosen.fingerprint()},
             "vocab_size": chosen.vocab_size,
-            "splits": splits,
+            "splits": {},
             "options": self.options,
             "created_by": f"gptc {__version__}",
         }
+        most = most_shards(len(description_of(meta, self.out / DATASET_FILE)))
+        splits = self._encode(DividedText(text, division), chosen, most, how.notify)
+        if division.n_held_out is not None:
+            splits["val"]["documents"] = division.n_held_out  # drawn at random
+        text.check_unchanged()
+        meta["splits"] = splits
         install(self.work / "dataset", self.out, meta)
         self.finished = True
         return False
@@ -165,7 +174,7 @@ class Job:
 
     def clean(self) -> None:
         """Removes the work folder, unless it has finished shards of an unfinished dataset."""
-        if self.finished or not read_lines(self._journal):
+        if self.finished or not has_lines(self._journal):
             shutil.rmtree(self.work, ignore_errors=True)
         if self.finished:
             for source in filter(is_url, self.sources):
@@ -180,14 +189,12 @@ class Job:
         # As plain characters, in the way of the text named stories.
         return replace(reading, after_row=SEPARATOR.encode()), b""
 
-    def _resume_or_begin(self, plan: dict[str, Any]) -> None:
+    def _resume_or_begin(self, plan: dict[str, Any], notify: Callable[[str], None]) -> None:
         """Keeps the finished shards of the same preparation. GptcError when they are another's."""
-        try:
-            old = json.loads(read_file(self._plan))
-        except (OSError, ValueError, RecursionError, GptcError):
-            old = None
+        description_of(plan, self.out / DATASET_FILE, "name folders or a glob instead of each file")
+        old = self._old_plan(notify)
         if old != plan:
-            if old is not None and read_lines(self._journal) and not self.force:
+            if old is not None and has_lines(self._journal) and not self.force:
                 raise GptcError(
                     f"{self.out} holds an unfinished dataset made of other sources or with other "
                     "options: choose another --out, or discard it with --force"
@@ -197,6 +204,21 @@ class Job:
             shutil.rmtree(self.work / "dataset", ignore_errors=True)
             write_file(self._plan, json.dumps(plan).encode())
         (self.work / "dataset").mkdir(exist_ok=True)
+
+    def _old_plan(self, notify: Callable[[str], None]) -> Any:
+        """The plan of an interrupted preparation; None without one, and for a damaged one."""
+        try:
+            return json.loads(read_file(self._plan, "json"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            why = f"cannot read {self._plan}: {error.strerror}"
+        except GptcError as error:
+            why = str(error)
+        except (ValueError, RecursionError):
+            why = f"{self._plan} is damaged"
+        notify(f"note: {why}; the preparation begins again")
+        return None
 
     def _chosen(self, text: Text, scan: Scan) -> Tokenizer:
         """The tokenizer, which is stored with the shards."""
@@ -230,11 +252,16 @@ class Job:
                 )
         return at_end(text, val_begin(text, scan, fraction, isinstance(tokenizer, ByteTokenizer)))
 
-    def _encode(self, text: DividedText, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Writes the shards of both splits; returns their entries in dataset.json."""
-        options = self.options
+    def _encode(
+        self, text: DividedText, tokenizer: Tokenizer, most: int, notify: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Writes the shards of both splits; returns their entries in dataset.json.
+
+        GptcError for more than `most` shards.
+        """
+        options, n_each = self.options, self.options["shard_tokens"]
         folder = self.work / "dataset"
-        done = intact(folder, read_lines(self._journal), tokenizer)
+        done = intact(folder, read_lines(self._journal, notify), tokenizer)
         wanted = {line["file"] for line in done}
         for path in folder.glob("*.bin"):
             if path.name not in wanted:
@@ -242,6 +269,15 @@ class Job:
         write_file(self._journal, b"".join(line_of(line).encode() for line in done))
         ranges = {"train": (0, text.n_train), "val": (text.n_train, text.n_bytes)}
         splits: dict[str, dict[str, Any]] = {}
+        if isinstance(tokenizer, ByteTokenizer) and text.n_bytes // n_each > most:
+            self._refuse_shards()
+        room = iter(range(most - len(done)))
+
+        def log(line: str) -> None:
+            if next(room, None) is None:
+                self._refuse_shards()
+            journal.write(line)
+
         with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:
             for split, (begin, end) in ranges.items():
                 before = [line for line in done if line["split"] == split]
@@ -252,9 +288,9 @@ class Job:
                     folder,
                     split,
                     tokenizer,
-                    options["shard_tokens"],
+                    n_each,
                     before,
-                    journal.write,
+                    log,
                     end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
                 )
                 try:
@@ -297,6 +333,10 @@ class Job:
             return encode_text(*what, self.jobs, pool, continued)
         return self._crew.encode(*what, pool, continued)
 
+    def _refuse_shards(self) -> NoReturn:
+        remove(self._journal)  # the same command would not do better
+        raise too_many_shards(self.out / DATASET_FILE)
+
 
 def occupied(out: Path) -> GptcError:
     return GptcError(
@@ -317,9 +357,9 @@ def _start(tokenizer: Tokenizer, marked: bool) -> str:
 
 def install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     """Moves a finished dataset to its place; dataset.json leaves first and arrives last."""
-    description = (json.dumps(with_checksum(meta), indent=2) + "\n").encode()
     there = out / DATASET_FILE
-    if there.exists() and there.read_bytes() != description:
+    description = description_of(meta, there)
+    if os.path.lexists(there) and not _holds(there, description):
         # If it is the same, another process was faster and may use the files.
         there.unlink()
     os.sync()  # every shard, in one go: there may be very many
@@ -333,3 +373,11 @@ def install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     sync_folder(out)
     write_file(there, description)
     sync_folder(out)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a regular file has that content."""
+    try:
+        return read_file(path, "json") == content
+    except (OSError, GptcError):
+        return False

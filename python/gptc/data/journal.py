@@ -1,25 +1,30 @@
 """The journal of a preparation: a line of JSON for each finished shard, with a checksum.
 
-A line is believed only if it is whole and its shard is: a disk may lose either of them.
+A line is believed only if it is whole and its shard is: a disk may lose either of them. Lines are
+read one by one, and no more of them than dataset.json has room for.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gptc.data.description import most_shards
 from gptc.data.shards import HEADER_BYTES, shard_format
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum, value_checksum
-from gptc.files.limits import read_file
+from gptc.files.limits import open_regular
+from gptc.files.words import plural
 from gptc.tokenizer.base import Tokenizer
 
 _TYPES = {"split": str, "file": str, "tokens": int, "bytes": int, "checksum": str}
 _TYPES |= {"at": int, "skip": int}
 _SUM = "line"  # the checksum of the rest of a line
+_LONGEST = 1000  # bytes of a line
 
 
 def shard_name(split: str, number: int) -> str:
@@ -33,20 +38,46 @@ def line_of(entry: dict[str, Any]) -> str:
     return json.dumps({**content, _SUM: value_checksum(content)}) + "\n"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that was cut off, damaged or lost."""
+def read_lines(
+    path: Path, notify: Callable[[str], object] = lambda note: None, most: int | None = None
+) -> list[dict[str, Any]]:
+    """The lines of a journal, `most` at most, up to the first that was cut off, damaged or lost.
+
+    `notify` is told of a journal that cannot be read, or not to its end.
+    """
+    found: list[dict[str, Any]] = []
+    numbers = Counter[str]()
+    most = most_shards(0) if most is None else most
     try:
-        lines = read_file(path).splitlines(keepends=True)
-    except (OSError, GptcError):
-        return []
-    found, numbers = [], Counter[str]()
-    for line in lines:
-        entry = _entry(line)
-        if entry is None or entry["file"] != shard_name(entry["split"], numbers[entry["split"]]):
-            break
-        numbers[entry["split"]] += 1
-        found.append(entry)
+        with open_regular(path) as file:
+            for line in islice(iter(lambda: file.readline(_LONGEST), b""), most):
+                entry = _entry(line)
+                split = entry["split"] if entry else ""
+                if entry is None or entry["file"] != shard_name(split, numbers[split]):
+                    if line.endswith(b"\n") or file.read(1):  # more than was cut off
+                        notify(
+                            f"note: {path} is damaged after {plural(len(found), 'line')}{_AGAIN}"
+                        )
+                    return found
+                numbers[split] += 1
+                found.append(entry)
+            if file.read(1):
+                notify(f"note: {path} has more than {plural(most, 'line')}{_AGAIN}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        notify(f"note: cannot read {path}: {error.strerror}{_AGAIN}")
+    except GptcError as error:
+        notify(f"note: {error}{_AGAIN}")
     return found
+
+
+def has_lines(path: Path) -> bool:
+    """Whether a journal has a finished shard."""
+    return bool(read_lines(path, most=1))
+
+
+_AGAIN = "; the shards of the rest are made again"
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

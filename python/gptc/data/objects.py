@@ -28,6 +28,7 @@ from gptc.data.rows import (
 )
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
+from gptc.files.values import MOST_DEEP, nests_deeply
 
 Row: TypeAlias = tuple[str, dict[str, Any] | GptcError]
 """The place of a row, such as "chats.jsonl: line 7", and its fields or the fault."""
@@ -70,7 +71,7 @@ def _json_objects(found: OpenFile) -> Iterator[Row]:
     for where, characters in json_lines(found.file, found.name):
         try:
             characters.encode()
-            yield where, _whole(json_object(characters, where))
+            yield where, _good(json_object(characters, where), where)
         except UnicodeEncodeError:
             yield where, GptcError(f"{where} is not UTF-8 text: convert it")
         except GptcError as error:
@@ -79,7 +80,7 @@ def _json_objects(found: OpenFile) -> Iterator[Row]:
 
 def _array_rows(found: OpenFile) -> Iterator[Row]:
     for where, row in array_objects(found.file, found.name):
-        yield where, row if isinstance(row, GptcError) else _whole(row)
+        yield where, row if isinstance(row, GptcError) else _good(row, where)
 
 
 def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) -> Iterator[Row]:
@@ -96,7 +97,7 @@ def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) 
             yield where, GptcError(f"{where} is not UTF-8 text: convert it")
             continue
         row = dict(zip(header, fields, strict=False))
-        yield where, {name: _cell(row[name], name) for name in row}
+        yield where, _good({name: _cell(row[name], name) for name in row}, where)
 
 
 def _parquet_objects(path: Path, name: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -117,15 +118,25 @@ def _parquet_objects(path: Path, name: str, columns: Sequence[str]) -> Iterator[
                 except UnicodeDecodeError:
                     yield where, GptcError(f"{where} is not UTF-8 text: convert it")
                     continue
-                yield where, {c: _cell(value, c) for c, value in row.items()}
+                yield where, _good({c: _cell(value, c) for c, value in row.items()}, where)
 
 
 def _cell(value: Any, column: str) -> Any:
     """A cell's value: a list, where its text is that of one."""
     if isinstance(value, str) and column in LISTS:
         with suppress(ValueError, RecursionError):
-            return _whole(json.loads(value))
+            return json.loads(value)
     return value
+
+
+def _good(row: dict[str, Any], where: str) -> dict[str, Any] | GptcError:
+    """The row as text that can be encoded, or its fault."""
+    if nests_deeply(row):
+        return GptcError(
+            f"{where} has lists and objects that are nested more than {MOST_DEEP} deep: leave it "
+            f"out, {LEAVE_OUT}"
+        )
+    return {_whole(name): _whole(value) for name, value in row.items()}
 
 
 def _whole(value: Any) -> Any:

@@ -170,7 +170,7 @@ def _job(
 ) -> Job:
     given = _given_tokenizer(how.tokenizer, how.errors)
     recorded: dict[str, Any] = {
-        "tokenizer": _recorded_tokenizer(how.tokenizer, given, out),
+        "tokenizer": _recorded_tokenizer(how.tokenizer, given, out, force),
         "val_fraction": how.val_fraction,
         "val_by": how.val_by,
         "seed": how.seed,
@@ -192,10 +192,11 @@ def _job(
     )
 
 
-def _recorded_tokenizer(name: str, given: Tokenizer | None, out: Path) -> str:
+def _recorded_tokenizer(name: str, given: Tokenizer | None, out: Path, force: bool) -> str:
     """The tokenizer in dataset.json; as it is there, if `out` was made with a copy of the same."""
     own = given.fingerprint() if given and not is_spec(name) else name
-    there = read_meta(out) if out.is_dir() else None
+    # What --force replaces may be damaged.
+    there = read_meta(out) if out.is_dir() and not force else None
     recorded = there["options"].get("tokenizer") if there else None
     if given is None or recorded in (None, own) or not (out / FILE_NAME).is_file():
         return own

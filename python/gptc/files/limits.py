@@ -91,14 +91,21 @@ def read_file(path: Path, name: str = "tokenizer", advice: str = "give a smaller
 
     GptcError for a device, a pipe, or more bytes than the limit `name`.
     """
-    # A pipe would be waited for, and a device has no end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(21, "Is a directory", str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise GptcError(f"{path} is not a regular file: copy its content to one")
-        if status.st_size > limit(name):
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit(name):
             raise refuse(str(path), name, advice)
-        return file.read(status.st_size)
+        return file.read(size)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, open. OSError when it cannot be, GptcError for a device or a pipe."""
+    # A pipe would be waited for, and a device has no end.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    file.close()
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    raise GptcError(f"{path} is not a regular file: copy its content to one")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
 
+MOST_DEEP = 200  # lists and objects in each other; what walks them calls itself
 _PIECE = 1 << 16  # bytes
 # To its end, or that of the text: every quote is passed once.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
@@ -47,6 +49,22 @@ def is_finite(x: float) -> bool:
         return math.isfinite(x)
     except OverflowError:
         return False
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether lists and objects hold each other more than MOST_DEEP deep, or one holds itself."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        items = (v.values() if isinstance(v, Mapping) else v for v in level if _holds_others(v))
+        inner = (item for several in items for item in several if _holds_others(item))
+        level = list({id(item): item for item in inner}.values())
+        if not level:
+            return False
+    return True
+
+
+def _holds_others(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def check_values(data: bytes | memoryview, where: str, name: str, advice: str) -> None:

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
+from gptc.errors import UsageError
 from gptc.settings import check, option
 
 DEFAULT_STOP = ("<|endoftext|>",)
@@ -113,7 +114,10 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.json_schema, dict | bool):
-            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+            try:
+                object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UsageError(f"json_schema has no text in JSON: {error}") from None
 
     @property
     def patterns(self) -> dict[str, str]:

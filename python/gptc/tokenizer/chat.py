@@ -15,11 +15,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from gptc.errors import GptcError, UsageError
 from gptc.files.bounded import Fault
 from gptc.files.limits import limit, refuse
+from gptc.files.values import MOST_DEEP, nests_deeply
 from gptc.files.warm import warm_answer
 from gptc.tokenizer.base import Tokenizer, any_of
 from gptc.tokenizer.marks import DEFAULT
@@ -27,9 +28,12 @@ from gptc.tokenizer.marks import DEFAULT
 _SECONDS = 4  # and one for each MB, of one core
 _BYTES = 1 << 29  # of address space
 _BYTES_EACH = 64  # for each byte of a request
-# A text has at most as many characters as a template, and so many for each byte of a request; all
-# texts of a request have so many.
+# A text has at most as many characters as a template, and so many for each byte of a request. All
+# texts of a request have so many, without the begin that a text shares with that before it.
 _TIMES, _IN_ALL = 4, 1 << 27
+
+Difference: TypeAlias = tuple[int, str]
+"""The characters with which a text begins like that before it, and the rest of the text."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one field, by three names
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use
@@ -59,6 +63,11 @@ def chat_prompt(
         _check_objects(given[name], name)
     if taken := sorted({*given, "add_generation_prompt"}.intersection(variables or ())):
         raise UsageError(f"the template's variables set {taken[0]}: give it by its own name")
+    if nests_deeply([given, variables]):
+        raise UsageError(
+            "the messages, tools, documents or variables are nested more than "
+            f"{MOST_DEEP - 3} deep: give simpler ones"
+        )
     template = choose_template(tokenizer, chat_template, bool(tools))
     names = tokenizer.special_texts()
     mark = unused(json.dumps([template, given], ensure_ascii=False))
@@ -143,18 +152,20 @@ def render(template: str, variables: Mapping[str, Any], mark: str = "\0") -> str
     (texts,) = render_several(template, [(variables, ends)], mark)
     if isinstance(texts, GptcError):
         raise texts
-    return texts[0]
+    ((_, text),) = texts
+    return text
 
 
 def render_several(
     template: str,
     conversations: Sequence[tuple[Mapping[str, Any], Sequence[tuple[int, bool]]]],
     mark: str = "\0",
-) -> list[list[str] | GptcError]:
+) -> list[list[Difference] | GptcError]:
     """The texts of conversations, or the fault of each that the template does not take.
 
-    Each has variables, with messages among them, and the ends of its texts: the number of messages,
-    and whether the prompt for an answer follows. GptcError if the template fails for all.
+    A text is the number of characters with which it begins like that before it, and the rest. Each
+    conversation has variables, with messages among them, and the ends of its texts: the number of
+    messages, and whether the prompt for an answer follows. GptcError if the template fails for all.
     """
     most = limit("template")
     if len(template) > most:
@@ -182,13 +193,38 @@ def render_several(
     if not isinstance(found, list) or len(found) != len(conversations):
         raise _failure(answer)
     return [
-        one["texts"] if _are_texts(one.get("texts"), len(ends)) else _failure(one)
+        [(n, text) for n, text in one["texts"]]
+        if _are_texts(one.get("texts"), len(ends))
+        else _failure(one)
         for one, (_, ends) in zip(found, conversations, strict=True)
     ]
 
 
 def _are_texts(texts: Any, n: int) -> bool:
-    return isinstance(texts, list) and len(texts) == n and all(isinstance(t, str) for t in texts)
+    """Whether these are n differences, of which each begins like the text before it."""
+    length = 0
+    for some in texts if isinstance(texts, list) and len(texts) == n else [None]:
+        if not isinstance(some, list) or list(map(type, some)) != [int, str]:
+            return False
+        if not 0 <= some[0] <= length:
+            return False
+        length = some[0] + len(some[1])
+    return True
+
+
+def whole_texts(differences: Sequence[Difference]) -> list[str]:
+    """The texts of a conversation. GptcError for so many characters that memory could not hold."""
+    found = [""]
+    n_left = _IN_ALL
+    for n, rest in differences:
+        n_left -= n
+        if n_left < 0:
+            raise GptcError(
+                f"the chat template writes more than {_IN_ALL:,} characters for the answers of one "
+                "conversation: divide it, or give another template with --chat-template FILE"
+            )
+        found.append(found[-1][:n] + rest)
+    return found[1:]
 
 
 def _failure(answer: Mapping[str, Any]) -> GptcError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -22,7 +23,15 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer, Tokens, any_of
-from gptc.tokenizer.chat import divided, named_tokens, parts_of, render_several, unused
+from gptc.tokenizer.chat import (
+    Difference,
+    divided,
+    named_tokens,
+    parts_of,
+    render_several,
+    unused,
+    whole_texts,
+)
 
 SAID, LAST, FIRST = 1, 2, 4
 """Bits of a token's kind: said by the assistant, in its last turn, first of a sequence."""
@@ -97,15 +106,22 @@ def encode_conversations(
     return found
 
 
-def _sequences(texts: Sequence[str], cutter: _Cutter) -> Iterator[Encoded]:
+def _sequences(differences: Sequence[Difference], cutter: _Cutter) -> Iterator[Encoded]:
     """The sequences of a conversation, of its text before and after each answer."""
+    lengths = [n + len(rest) for n, rest in differences]
+    if all(n == before for (n, _), before in zip(differences[1:], lengths[:-1], strict=True)):
+        # Each text is the begin of the last one, of which alone there is a copy.
+        spans = [(a, b, SAID) for a, b in zip(lengths[::2], lengths[1::2], strict=True)]
+        if any(begin == end for begin, end, _ in spans):
+            raise _not_continued()
+        whole = "".join(rest for _, rest in differences)
+        yield cutter.sequence(whole, [*spans[:-1], (*spans[-1][:2], SAID | LAST)])
+        return
+    texts = whole_texts(differences)
     turns = list(zip(texts[::2], texts[1::2], strict=True))
     for before, after in turns:
         if not after.startswith(before) or before == after:
-            raise GptcError(
-                "the chat template does not continue its prompt when it writes the answer: give "
-                "another one with --chat-template FILE"
-            )
+            raise _not_continued()
     whole = turns[-1][1]
     if all(whole.startswith(after) for _, after in turns):
         spans = [(len(before), len(after), SAID) for before, after in turns]
@@ -114,6 +130,13 @@ def _sequences(texts: Sequence[str], cutter: _Cutter) -> Iterator[Encoded]:
     for i, (before, after) in enumerate(turns):
         last = LAST if i == len(turns) - 1 else 0
         yield cutter.sequence(after, [(len(before), len(after), SAID | last)])
+
+
+def _not_continued() -> GptcError:
+    return GptcError(
+        "the chat template does not continue its prompt when it writes the answer: give another "
+        "one with --chat-template FILE"
+    )
 
 
 class _Cutter:
@@ -128,19 +151,40 @@ class _Cutter:
         for begin, end, _ in spans:
             borders += [begin, self._trimmed(text, begin, end)]
         tokens = self._tokens(text)
-        begins = [self._tokens(text[:at]) for at in borders[1:]]
-        ends = [len(some) for some in begins]
-        if not all(np.array_equal(tokens[: len(some)], some) for some in begins):
+        places = self._places(text, tokens)
+        ends = []
+        for at in borders[1:]:
+            begin, n = places[bisect_right(places, at, key=lambda place: place[2]) - 1][:2]
+            some = self._tokens(text[begin:at])
+            if not np.array_equal(tokens[n : n + len(some)], some):
+                break
+            ends.append(n + len(some))
+        else:
+            ends.append(len(tokens))
+        if len(ends) < len(borders):
             # A token would hold the end of a prompt and the begin of an answer.
             pieces = [text[a:b] for a, b in zip(borders, [*borders[1:], len(text)], strict=True)]
             found = [self._tokens(piece, i > 0) for i, piece in enumerate(pieces)]
             tokens = np.concatenate(found)
-            ends = np.cumsum([len(some) for some in found])[:-1].tolist()
+            ends = np.cumsum([len(some) for some in found]).tolist()
         kinds = np.zeros(len(tokens), np.uint8)
         kinds[:1] = FIRST
-        for (_, _, kind), begin, end in zip(spans, ends[::2], ends[1::2], strict=True):
+        for (_, _, kind), begin, end in zip(spans, ends[:-1:2], ends[1::2], strict=True):
             kinds[begin:end] |= kind
         return Encoded(tokens, kinds)
+
+    def _places(self, text: str, tokens: Tokens) -> list[tuple[int, int, int]]:
+        """Where tokens depend on no text before: the place in the text, in the tokens, and the end.
+
+        They are the begin, and each special token, which no other token of the text may equal.
+        """
+        found = list(any_of(self._names).finditer(text))
+        ids = np.array([self._names[mark[0]] for mark in found], np.int64)
+        at = np.flatnonzero(np.isin(tokens, ids))
+        if not np.array_equal(tokens[at], ids):
+            return [(0, 0, 0)]
+        marked = zip(found, at.tolist(), strict=True)
+        return [(0, 0, 0), *((mark.start(), n, mark.end()) for mark, n in marked)]
 
     def _parts(self, text: str) -> list[str | int]:
         return list(parts_of(text, self._names, self._mark))

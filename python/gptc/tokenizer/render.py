@@ -5,8 +5,9 @@
 
 A request is JSON: a mark, the most characters of a text and of all, and `several` conversations:
 their variables, and in `ends` the numbers of messages at which to end and whether the prompt for an
-answer follows. The answer is JSON too:
-for each, {"texts": […]}, or {"refused": …} for a message of the template itself, or {"error": …}.
+answer follows. The answer is JSON too: for each, {"texts": […]}, or {"refused": …} for a message of
+the template itself, or {"error": …}. A text is [n, rest], the first n characters of the one before
+it and the rest: a long conversation is not repeated for each of its turns.
 It imports nothing of gptc, to start soon. files/forker.py calls the two functions.
 """
 
@@ -119,17 +120,22 @@ class _Template:
             self.fault = _fault(error)
 
     def render(self, variables: dict[str, Any]) -> str:
-        """A text. ValueError when it, or all of the request's, would be too long to be used."""
+        """A text. ValueError when it would be too long to be used."""
         text, n = [], 0
         for piece in self._template.generate(variables):
             n += len(piece)
             if n > self.longest:
                 raise ValueError(f"its text has more than {self.longest:,} characters")
-            if n > self.left:
-                raise ValueError(f"its texts have more than {self.most:,} characters together")
             text.append(piece)
-        self.left -= n
         return "".join(text)
+
+    def difference(self, before: str, text: str) -> tuple[int, str]:
+        """A text as one that begins like that before it. ValueError for too many characters."""
+        n = n_common(before, text)
+        self.left -= len(text) - n
+        if self.left < 0:
+            raise ValueError(f"its texts have more than {self.most:,} characters together")
+        return n, text[n:]
 
 
 def prepare(template: bytes) -> _Template:
@@ -155,17 +161,33 @@ def answer(template: _Template, data: bytes) -> bytes:
 
 def _rendered(template: _Template, variables: dict[str, Any], ends: list[Any]) -> dict[str, Any]:
     """The texts of a conversation, ended at each of `ends`."""
-    texts = []
+    texts, before = [], ""
     try:
         for n, add_generation_prompt in ends:
             some = {"messages": variables.get("messages", [])[:n]}
             some["add_generation_prompt"] = add_generation_prompt
-            texts.append(template.render({**variables, **some}))
+            text = template.render({**variables, **some})
+            texts.append(template.difference(before, text))
+            before = text
     except MemoryError:
         raise
     except BaseException as error:
         return _fault(error)
     return {"texts": texts}
+
+
+def n_common(a: str, b: str) -> int:
+    """The number of characters with which both texts begin."""
+    if b.startswith(a):
+        return len(a)
+    least, most = 0, min(len(a), len(b))
+    while least < most:  # halves what is left, which compares characters as fast as memory is read
+        middle = (least + most + 1) // 2
+        if a[least:middle] == b[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return least
 
 
 def _fault(error: BaseException) -> dict[str, Any]:

@@ -218,8 +218,9 @@ def test_a_text_may_be_as_long_as_its_messages(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(GptcError, match=r"its text has more than 1[23],"):
         render(template, {**long, "n": 5})
     monkeypatch.setattr(chat, "_IN_ALL", 0)
-    ends = [(1, False)] * 5
-    (found,) = chat.render_several(template, [({**long, "n": 1}, ends)])
+    template = "{{ messages | length }}{{ messages[0].content }}"  # shares no begin with the others
+    ends = [(i + 1, False) for i in range(5)]
+    (found,) = chat.render_several(template, [({"messages": long["messages"] + [{}] * 5}, ends)])
     assert re.search(r"its texts have more than 12,\d{3},\d{3} characters together", str(found))
 
 

@@ -15,6 +15,7 @@ import pytest
 from chat_templates import OURS, PUBLISHED, message
 from chat_tokenizers import SORTS, write_folder
 from gptc.errors import GptcError
+from gptc.tokenizer import chat, conversations
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import chat_prompt
 from gptc.tokenizer.conversations import (
@@ -149,3 +150,50 @@ def test_a_vocabulary_without_marks_has_them_as_text() -> None:
     (found,) = encoded(plain, TURNS[:2], plain.marks.templates["default"])
     ((begin, end),) = runs(found, SAID)
     assert text(plain, found.tokens[begin:end]) == ANSWERS[0] + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *OURS])
+def test_masks_do_not_depend_on_where_a_text_is_divided(
+    tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text up to a border is encoded from its last special token on, or from its begin."""
+    turns = [*TURNS, message("user", "<|im_end|>\n\n ."), message("assistant", "</s> the <s> ")]
+    template = {**PUBLISHED, **OURS}[name]
+    (found,) = encode_conversations(tokenizer, [{"messages": turns}], template)
+    monkeypatch.setattr(conversations._Cutter, "_places", lambda self, text, tokens: [(0, 0, 0)])
+    (plain,) = encode_conversations(tokenizer, [{"messages": turns}], template)
+    if isinstance(found, GptcError):
+        assert str(found) == str(plain)
+        return
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.kinds.tolist() == theirs.kinds.tolist()
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen3"])
+def test_a_long_conversation_is_not_repeated_for_each_answer(
+    tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is rendered, received and encoded grows as the conversation; Qwen3's texts differ."""
+    monkeypatch.setattr(chat, "_IN_ALL", 1 << 22)  # of all texts: 200 times the length
+    n_encoded = 0
+    encode_parts = type(tokenizer).encode_parts
+
+    def counted(self: Tokenizer, parts: Any) -> Any:
+        nonlocal n_encoded
+        n_encoded += sum(len(part) for part in parts if isinstance(part, str))
+        return encode_parts(self, parts)
+
+    monkeypatch.setattr(type(tokenizer), "encode_parts", counted)
+    turns = [message("user", "the hill " * 12), message("assistant", "Hello " * 20)] * 100
+    length = sum(len(turn["content"]) for turn in turns)
+    found = encoded(tokenizer, turns, PUBLISHED[name])
+    assert sum(len(runs(one, SAID)) for one in found) == 100
+    if name == "SmolLM2":
+        assert n_encoded < 3 * length
+        monkeypatch.setattr(chat, "_IN_ALL", 0)
+        assert len(encoded(tokenizer, turns, PUBLISHED[name])) == 1
+    else:
+        monkeypatch.setattr(chat, "_IN_ALL", 50 * length)
+        with pytest.raises(GptcError, match=r"writes more than .* of one conversation: divide it"):
+            encoded(tokenizer, turns, PUBLISHED[name])
