@@ -20,8 +20,14 @@ enum { NARROW = ROWS, STEP = 128 };
 /* Up to this many rows, panels come from memory and products wait for them. */
 enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
-static int terms_at_once(int K) {
-    return K <= MOST_TERMS ? K : TERMS;
+/* Whether rows so far apart share one or two sets of the first-level cache (64 of 64 bytes), which a band's do not
+ * fit. Such rows are copied closer together first. */
+static int is_crowded(const product *p) {
+    return p->M > FEW && p->lda % (16 * PANEL * PAIR * PAIR) == 0;
+}
+
+static int terms_at_once(const product *p) {
+    return p->K <= (is_crowded(p) ? TERMS : MOST_TERMS) ? p->K : TERMS;
 }
 
 typedef struct product_tiles {
@@ -47,7 +53,7 @@ static const bf16 *read_next(const product_tiles *t, int64_t tile, int k, int c)
     if (p->M == 1) return panels_at(t, c, k) + NEAR;
     if (c + GROUP_COLS < col + t->cols && c + GROUP_COLS < p->N)
         return panels_at(t, c + GROUP_COLS, k);
-    if (k + terms_at_once(p->K) < p->K) return panels_at(t, col, k + terms_at_once(p->K));
+    if (k + terms_at_once(p) < p->K) return panels_at(t, col, k + terms_at_once(p));
     col = (tile + t->ctx->n_threads) / t->n_rows * t->cols;
     return col < p->N ? panels_at(t, col, 0) : NULL;
 }
@@ -149,25 +155,29 @@ static pack_args pack_args_of(const product *p, bf16 *out, int64_t panel, int fi
     return args;
 }
 
-/* One tile of NT or NN. */
-static void multiply_tile(const product_tiles *t, float *sums, int64_t tile, int row, int rows,
-                          int col, int cols) {
+/* One tile of NT or NN. near: room for ROWS x (TERMS + PAD) of a. */
+static void multiply_tile(const product_tiles *t, float *sums, bf16 *near, int64_t tile, int row,
+                          int rows, int col, int cols) {
     const product *p = t->p;
-    int step = terms_at_once(p->K), in_steps = step < p->K;
+    int step = terms_at_once(p), in_steps = step < p->K, is_copied = is_crowded(p);
     int64_t ldc = in_steps ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
     int64_t twin_panels = p->twin ? pack_panels(p->N) * t->panel : 0;
     for (int k = 0; k < p->K; k += step) {
         int terms = cpu_min(step, p->K - k);
+        const bf16 *a = p->a + (int64_t)row * p->lda + k;
+        for (int r = 0; is_copied && r < rows; r++)
+            memcpy(near + (int64_t)r * (TERMS + PAD), a + (int64_t)r * p->lda,
+                   sizeof(bf16) * (size_t)terms);
         for (int c = col; c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
             float *y = in_steps ? sums + (c - col) : sums;
             const bf16 *b = panels_at(t, c, k), *next = read_next(t, tile, k, c);
             int twin_is_next = next && p->twin && p->M > 1;
-            kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
+            kernel_operands o = {.a = is_copied ? near : a,
                                  .b = b,
                                  .next = twin_is_next ? b + twin_panels : next,
                                  .c = y,
-                                 .lda = p->lda,
+                                 .lda = is_copied ? TERMS + PAD : p->lda,
                                  .panel = t->panel,
                                  .ldc = ldc,
                                  .K = terms};
@@ -254,7 +264,7 @@ static void narrow_tile(const product *p, float *sums, bf16 *turned, int row, in
         store(p, sums, COLS, p->add, row, rows, col, cols);
 }
 
-/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows. */
+/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows, or its rows. */
 enum { SUMS = 2 * ROWS * COLS };
 _Static_assert(SUMS * sizeof(float) + ROWS * (TERMS + PAD) * sizeof(bf16) <= CPU_SCRATCH,
                "scratch");
@@ -274,7 +284,7 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
         else if (p->kind == PRODUCT_TN)
             gradient_tile(t, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
         else
-            multiply_tile(t, sums, i, row, rows, col, cols);
+            multiply_tile(t, sums, (bf16 *)(sums + SUMS), i, row, rows, col, cols);
     }
     kernel_end();
 }
