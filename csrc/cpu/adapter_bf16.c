@@ -273,13 +273,14 @@ static void add_db(gpt_ctx *ctx, const backward_task *t) {
         product part = {.kind = PRODUCT_TN,
                         .out = db,
                         .add = 1,
-                        .a = (const bf16 *)op->dout + op->parts[i].first,
-                        .b = t->at.u + i * t->K,
-                        .lda = op->OC,
-                        .ldb = t->width,
+                        .turned = 1,
+                        .a = t->at.u + i * t->K,
+                        .b = (const bf16 *)op->dout + op->parts[i].first,
+                        .lda = t->width,
+                        .ldb = op->OC,
                         .ldo = op->R,
-                        .M = op->parts[i].rows,
-                        .N = op->R,
+                        .M = op->R,
+                        .N = op->parts[i].rows,
                         .K = op->N};
         cpu_product(ctx, &part);
     }

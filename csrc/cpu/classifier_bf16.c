@@ -17,10 +17,17 @@ enum {
     SLICE = 2048
 };
 
+/* From row to row of logits: an odd number of cache lines, for a power of two would crowd the rows of a
+ * band into one set of the cache. */
+static int row_stride(int Vp) {
+    enum { LINE = 64 / sizeof(bf16) };
+    return (int)(cpu_div_up(Vp, LINE) | 1) * LINE;
+}
+
 /* A row has its logits, with a cap as many slopes, its dx and its packed x. */
 static int most_rows(int C, int Vp, int capped, int frozen) {
     int64_t row_bytes =
-        (int64_t)sizeof(bf16) * ((1 + capped) * Vp + C) + (int64_t)sizeof(float) * C;
+        (int64_t)sizeof(bf16) * ((1 + capped) * row_stride(Vp) + C) + (int64_t)sizeof(float) * C;
     return cpu_max((int)((frozen ? FROZEN_CHUNK_BYTES : CHUNK_BYTES) / row_bytes), MIN_CHUNK_ROWS);
 }
 
@@ -32,12 +39,12 @@ static int chunk_rows(int N, int C, int Vp, int capped, int frozen) {
 
 typedef struct chunk_task {
     /* of the chunk; the workspace holds them in this order */
-    bf16 *dlogits;    /* (n, Vp): exponentials, then gradients */
+    bf16 *dlogits;    /* (n, Vp), rows `stride` apart: exponentials, then gradients */
     float *max, *sum; /* (n, Vp / BLOCK); max becomes the factor of each block */
     float *picked;    /* (n) the target's logit */
     float *dx;        /* (n, C) */
     bf16 *x_panels;
-    bf16 *slopes; /* (n, Vp) derivatives of capped logits; NULL without a cap */
+    bf16 *slopes; /* as dlogits: derivatives of capped logits; NULL without a cap */
     float *losses;
     const int32_t *targets;
     bf16 *dx_out;
@@ -46,19 +53,20 @@ typedef struct chunk_task {
     float label_smoothing, z_loss;
     float cap;      /* 0: none */
     const float *b; /* or NULL */
-    int C, V, Vp, n_blocks, gradient;
+    int C, V, Vp, stride, n_blocks, gradient;
     int slice, slice_end; /* columns */
 } chunk_task;
 
 static size_t lay_out(chunk_task *a, char *base, int rows) {
     int64_t blocks = (int64_t)rows * a->n_blocks;
-    const int64_t bytes[] = {a->gradient ? (int64_t)sizeof(bf16) * rows * a->Vp : 0,
+    const int64_t bytes[] = {a->gradient ? (int64_t)sizeof(bf16) * rows * a->stride : 0,
                              (int64_t)sizeof(float) * blocks,
                              (int64_t)sizeof(float) * blocks,
                              (int64_t)sizeof(float) * rows,
                              a->gradient ? (int64_t)sizeof(float) * rows * a->C : 0,
                              a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0,
-                             a->gradient && a->cap > 0 ? (int64_t)sizeof(bf16) * rows * a->Vp : 0};
+                             a->gradient && a->cap > 0 ? (int64_t)sizeof(bf16) * rows * a->stride
+                                                       : 0};
     void *places[sizeof bytes / sizeof *bytes];
     size_t used = a->gradient ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
@@ -79,6 +87,7 @@ CPU_WORKSPACE(classifier_workspace) {
     (void)n_threads;
     chunk_task a = {.C = shape->C,
                     .Vp = shape->Vp,
+                    .stride = row_stride(shape->Vp),
                     .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
                     .cap = (float)shape->logit_cap,
                     .gradient = shape->training};
@@ -100,7 +109,7 @@ static const float *cap_block(const chunk_task *a, float *z, const float *y, int
     FOR_LANES (c, k, cols) {
         vf t = vf_tanh(vf_get(y + c, k) * inverse);
         vf_put(z + c, t * a->cap, k);
-        if (a->slopes) vf_put(a->slopes + (int64_t)row * a->Vp + col + c, 1.0f - t * t, k);
+        if (a->slopes) vf_put(a->slopes + (int64_t)row * a->stride + col + c, 1.0f - t * t, k);
     }
     return z;
 }
@@ -118,7 +127,7 @@ static void exponentials(void *p, const float *products, const float *y_twin, in
         if (a->cap > 0) y = cap_block(a, changed, y, r, col, cols);
         int target = a->targets[r] - col;
         if (target >= 0 && target < cols) a->picked[r] = y[target];
-        bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->Vp + col : NULL;
+        bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->stride + col : NULL;
         vf biggest = vf_set(-INFINITY), sum = {0};
         FOR_LANES (c, k, cols) biggest = vf_max(biggest, vf_first(vf_get(y + c, k), k, -INFINITY));
         float max = vf_max_lane(biggest);
@@ -160,7 +169,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
         FOR_LANES (b, k, used) vf_put(max + b, vf_get(max + b, k) * factor, k);
         for (int b = used; b < a->n_blocks; b++) max[b] = 0;
         if (a->gradient)
-            memset(a->dlogits + n * a->Vp + a->V, 0, sizeof(bf16) * (size_t)(a->Vp - a->V));
+            memset(a->dlogits + n * a->stride + a->V, 0, sizeof(bf16) * (size_t)(a->Vp - a->V));
     }
 }
 
@@ -173,9 +182,9 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
     for (int64_t n = begin; n < end; n++) {
-        bf16 *x = a->dlogits + n * a->Vp;
+        bf16 *x = a->dlogits + n * a->stride;
         const float *factor = a->max + n * a->n_blocks;
-        const bf16 *slopes = a->slopes ? a->slopes + n * a->Vp : NULL;
+        const bf16 *slopes = a->slopes ? a->slopes + n * a->stride : NULL;
         int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
         float smoothed = target < 0 ? 0 : row_scale(a, n) * a->label_smoothing;
         float everywhere = smoothed / (float)a->V, at_target = 0;
@@ -212,7 +221,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
                           .out = a->dx,
                           .a = a->dlogits + a->slice,
                           .w = op->wte,
-                          .lda = a->Vp,
+                          .lda = a->stride,
                           .ldo = a->C,
                           .M = n,
                           .N = a->C,
@@ -227,7 +236,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
                            .add = add,
                            .a = a->dlogits + a->slice,
                            .panels = a->x_panels,
-                           .lda = a->Vp,
+                           .lda = a->stride,
                            .ldo = a->C,
                            .M = cpu_min(a->slice_end, a->V) - a->slice,
                            .N = a->C,
@@ -246,6 +255,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     chunk_task a = {.C = C,
                     .V = V,
                     .Vp = Vp,
+                    .stride = row_stride(Vp),
                     .n_blocks = (int)cpu_div_up(Vp, BLOCK),
                     .scale = op->scale,
                     .label_smoothing = op->label_smoothing,

@@ -37,6 +37,8 @@ SPECIALIZED void activate_tile(const linear_forward *a, int activation, const fl
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
         elem *out = all_out + (int64_t)(row + r) * a->OC + col;
         elem *pre = all_pre ? all_pre + (int64_t)(row + r) * (a->OC + twin) + col : NULL;
+        if (pre) __builtin_prefetch(pre + cols, 1); /* for the columns after these */
+        if (pre && twin) __builtin_prefetch(pre + twin + cols, 1);
         FOR_LANES (c, k, cols) {
             vf x = vf_get(y + c, k), up = {0};
             if (bias) x += vf_get(bias + col + c, k);
@@ -71,6 +73,8 @@ SPECIALIZED void deactivate_tile(const linear_backward *a, int activation, const
         const elem *pre = NULL;
         if (activation != GPT_ACT_NONE) pre = all_pre + (row + r) * stride + col;
         elem *made = all_made ? all_made + (row + r) * (int64_t)a->IC + col : NULL;
+        if (pre) ask_for(pre + cols); /* for the columns after these */
+        if (pre && twin) ask_for(pre + twin + cols);
         FOR_LANES (c, k, cols) {
             vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0};
             if (activation != GPT_ACT_NONE) x = vf_get(pre + c, k);

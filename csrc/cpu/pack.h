@@ -89,13 +89,20 @@ static inline void interleave_rows(pair *out, const bf16 *upper, const bf16 *low
 #endif
 }
 
-/* Columns of x (K, n) as panels, `panel` numbers apart. */
+/* Columns of x (K, n) as panels, `panel` numbers apart. Rows may be far apart in memory, and are asked for
+ * some pairs before they are read. */
 static inline void pack_columns(bf16 *out, int64_t panel, const bf16 *x, int64_t ldx, int n,
                                 int K) {
+    enum { AHEAD = 8 * PAIR };
     for (int k = 0; k < K; k += PAIR, x += PAIR * ldx, out += PANEL * PAIR)
-        for (int col = 0; col < n; col += PANEL)
+        for (int col = 0; col < n; col += PANEL) {
+            if (k + AHEAD + 1 < K) {
+                ask_for(x + AHEAD * ldx + col);
+                ask_for(x + (AHEAD + 1) * ldx + col);
+            }
             interleave_rows((pair *)(out + col / PANEL * panel), x + col,
                             k + 1 < K ? x + ldx + col : NULL, cpu_min(PANEL, n - col));
+        }
 }
 
 /* The transpose of `rows` <= 16 rows x (rows, K) as one panel: out[i][j] = pair i of row j. */

@@ -54,6 +54,7 @@ typedef struct product {
     int M, N, K;
     int first, rows; /* NN in bf16: w has `rows` rows, of which K from `first` on count. 0: all K */
     int add;         /* out += y: TN, and NN in bf16 */
+    int turned;      /* TN in bf16, without sums: out is (N, M), y^T */
     int exact;       /* NT: a is not rounded to fewer bits */
     int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
     product_epilogue_fn *epilogue; /* or NULL; NT and NN */

@@ -14,18 +14,26 @@ enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
 enum { PAD = PANEL * PAIR };
 /* Rows of a weight gradient's operands that are packed at once. */
 enum { CHUNK = 2 * TERMS };
+/* A gradient of up to NARROW rows takes STEP terms of a tile's columns at a time, and packs them itself. */
+enum { NARROW = ROWS, STEP = 128 };
 
 /* Up to this many rows, panels come from memory and products wait for them. */
 enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
-static int terms_at_once(int K) {
-    return K <= MOST_TERMS ? K : TERMS;
+/* Whether rows so far apart share one or two sets of the first-level cache (64 of 64 bytes), which a band's do not
+ * fit. Such rows are copied closer together first. */
+static int is_crowded(const product *p) {
+    return p->M > FEW && p->lda % (16 * PANEL * PAIR * PAIR) == 0;
+}
+
+static int terms_at_once(const product *p) {
+    return p->K <= (is_crowded(p) ? TERMS : MOST_TERMS) ? p->K : TERMS;
 }
 
 typedef struct product_tiles {
     gpt_ctx *ctx;
     const product *p;
-    const bf16 *b; /* in panels */
+    const bf16 *b; /* in panels; NULL: each tile packs its own */
     int64_t panel;
     int rows, cols, n_rows; /* of a tile; tiles below one another */
     int first, K;           /* TN: the rows of this chunk */
@@ -45,7 +53,7 @@ static const bf16 *read_next(const product_tiles *t, int64_t tile, int k, int c)
     if (p->M == 1) return panels_at(t, c, k) + NEAR;
     if (c + GROUP_COLS < col + t->cols && c + GROUP_COLS < p->N)
         return panels_at(t, c + GROUP_COLS, k);
-    if (k + terms_at_once(p->K) < p->K) return panels_at(t, col, k + terms_at_once(p->K));
+    if (k + terms_at_once(p) < p->K) return panels_at(t, col, k + terms_at_once(p));
     col = (tile + t->ctx->n_threads) / t->n_rows * t->cols;
     return col < p->N ? panels_at(t, col, 0) : NULL;
 }
@@ -94,25 +102,82 @@ static void add_to_columns(const product *p, float *y, float *y_twin, int64_t ld
                  pack_panels(p->more->twin) + at / PANEL);
 }
 
-/* One tile of NT or NN. */
-static void multiply_tile(const product_tiles *t, float *sums, int64_t tile, int row, int rows,
-                          int col, int cols) {
+/* ---- b in panels ---- */
+
+typedef struct pack_args {
+    bf16 *out;
+    int64_t panel; /* from one to the next */
+    const bf16 *b;
+    int ldb, N, K;
+    int activation; /* unless NONE, of b, whose rows then hold N gates and, for SwiGLU, N ups */
+} pack_args;
+
+/* Up to PANEL columns of one row of activation(pre). */
+static void activate_row(bf16 *out, const bf16 *pre, int twin, int activation, int n) {
+    FOR_LANES (c, k, n) {
+        vf up = {0};
+        if (is_gated(activation)) up = vf_get(pre + twin + c, k);
+        vf_put(out + c, activation_forward(activation, vf_get(pre + c, k), up), k);
+    }
+}
+
+/* As pack_columns, of activation(b). */
+static void pack_activated(const pack_args *a, bf16 *panels, int col, int last) {
+    for (int k = 0; k < a->K; k += PAIR) {
+        const bf16 *pre = a->b + (int64_t)k * a->ldb;
+        for (int c = col; c < last; c += PANEL) {
+            int n = cpu_min(PANEL, last - c);
+            bf16 upper[PANEL], lower[PANEL] = {0};
+            activate_row(upper, pre + c, a->N, a->activation, n);
+            if (k + 1 < a->K) activate_row(lower, pre + a->ldb + c, a->N, a->activation, n);
+            bf16 *out = panels + (c - col) / PANEL * a->panel + (int64_t)k * PANEL;
+            interleave_rows((pair *)out, upper, lower, n);
+        }
+    }
+}
+
+/* Columns col to last - 1. */
+static void pack(const pack_args *a, bf16 *panels, int col, int last) {
+    if (a->activation == GPT_ACT_NONE)
+        pack_columns(panels, a->panel, a->b + col, a->ldb, last - col, a->K);
+    else
+        pack_activated(a, panels, col, last);
+}
+
+/* Rows first to first + K - 1 of b. */
+static pack_args pack_args_of(const product *p, bf16 *out, int64_t panel, int first, int K) {
+    pack_args args = {out, panel, p->b, p->ldb, p->N, K, p->activation};
+    if (p->activation != GPT_ACT_NONE) {
+        args.b = p->pre;
+        args.ldb = is_gated(p->activation) ? 2 * p->N : p->N;
+    }
+    args.b += (int64_t)first * args.ldb;
+    return args;
+}
+
+/* One tile of NT or NN. near: room for ROWS x (TERMS + PAD) of a. */
+static void multiply_tile(const product_tiles *t, float *sums, bf16 *near, int64_t tile, int row,
+                          int rows, int col, int cols) {
     const product *p = t->p;
-    int step = terms_at_once(p->K), in_steps = step < p->K;
+    int step = terms_at_once(p), in_steps = step < p->K, is_copied = is_crowded(p);
     int64_t ldc = in_steps ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
     int64_t twin_panels = p->twin ? pack_panels(p->N) * t->panel : 0;
     for (int k = 0; k < p->K; k += step) {
         int terms = cpu_min(step, p->K - k);
+        const bf16 *a = p->a + (int64_t)row * p->lda + k;
+        for (int r = 0; is_copied && r < rows; r++)
+            memcpy(near + (int64_t)r * (TERMS + PAD), a + (int64_t)r * p->lda,
+                   sizeof(bf16) * (size_t)terms);
         for (int c = col; c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
             float *y = in_steps ? sums + (c - col) : sums;
             const bf16 *b = panels_at(t, c, k), *next = read_next(t, tile, k, c);
             int twin_is_next = next && p->twin && p->M > 1;
-            kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
+            kernel_operands o = {.a = is_copied ? near : a,
                                  .b = b,
                                  .next = twin_is_next ? b + twin_panels : next,
                                  .c = y,
-                                 .lda = p->lda,
+                                 .lda = is_copied ? TERMS + PAD : p->lda,
                                  .panel = t->panel,
                                  .ldc = ldc,
                                  .K = terms};
@@ -161,10 +226,50 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
     }
 }
 
-/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows. */
+/* out (N, M) += y^T, or = y^T. */
+static void store_turned(const product *p, const float *y, int add, int row, int rows, int col,
+                         int cols) {
+    for (int c = 0; c < cols; c++) {
+        float *out = p->out + (int64_t)(col + c) * p->ldo + row;
+        for (int r = 0; r < rows; r++) out[r] = (add ? out[r] : 0) + y[(int64_t)r * COLS + c];
+    }
+}
+
+/* One tile of TN with few rows: b is read once, a few rows at a time, and packed where it is then multiplied. */
+static void narrow_tile(const product *p, float *sums, bf16 *turned, int row, int rows, int col,
+                        int cols) {
+    enum { STRIDE = STEP + PAD };
+    bf16 *panels = turned + NARROW * STRIDE;
+    int64_t panel = pack_panel_size(STEP) + PAD;
+    for (int k = 0; k < p->K; k += STEP) {
+        int terms = cpu_min(STEP, p->K - k);
+        transpose_columns(turned, STRIDE, p->a + (int64_t)k * p->lda + row, p->lda, rows, terms);
+        pack_args args = pack_args_of(p, NULL, panel, k, terms);
+        pack(&args, panels, col, col + cols);
+        for (int c = 0; c < cols; c += GROUP_COLS) {
+            kernel_operands o = {.a = turned,
+                                 .b = panels + c / PANEL * panel,
+                                 .c = sums + c,
+                                 .lda = STRIDE,
+                                 .panel = panel,
+                                 .ldc = COLS,
+                                 .K = terms};
+            int n = cpu_min(GROUP_COLS, cols - c);
+            kernel_product(o, rows, (int)pack_panels(n), k > 0);
+        }
+    }
+    if (p->turned)
+        store_turned(p, sums, p->add, row, rows, col, cols);
+    else
+        store(p, sums, COLS, p->add, row, rows, col, cols);
+}
+
+/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows, or its rows. */
 enum { SUMS = 2 * ROWS * COLS };
 _Static_assert(SUMS * sizeof(float) + ROWS * (TERMS + PAD) * sizeof(bf16) <= CPU_SCRATCH,
                "scratch");
+_Static_assert(NARROW *(STEP + PAD) + COLS / PANEL * (STEP * PANEL + PAD) <= ROWS * (TERMS + PAD),
+               "scratch of a narrow tile");
 
 static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
@@ -174,10 +279,12 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int row = (int)(i % t->n_rows) * t->rows, col = (int)(i / t->n_rows) * t->cols;
         int rows = cpu_min(t->rows, p->M - row), cols = cpu_min(t->cols, p->N - col);
-        if (p->kind == PRODUCT_TN)
+        if (!t->b)
+            narrow_tile(p, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
+        else if (p->kind == PRODUCT_TN)
             gradient_tile(t, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
         else
-            multiply_tile(t, sums, i, row, rows, col, cols);
+            multiply_tile(t, sums, (bf16 *)(sums + SUMS), i, row, rows, col, cols);
     }
     kernel_end();
 }
@@ -246,63 +353,33 @@ size_t cpu_product_workspace(int N, int K) {
     return cpu_packed_operand_bytes(N, cpu_min(K, CHUNK));
 }
 
-typedef struct pack_args {
-    bf16 *out;
-    const bf16 *b;
-    int ldb, N, K;
-    int activation; /* unless NONE, of b, whose rows then hold N gates and, for SwiGLU, N ups */
-} pack_args;
-
-/* Up to PANEL columns of one row of activation(pre). */
-static void activate_row(bf16 *out, const bf16 *pre, int twin, int activation, int n) {
-    FOR_LANES (c, k, n) {
-        vf up = {0};
-        if (is_gated(activation)) up = vf_get(pre + twin + c, k);
-        vf_put(out + c, activation_forward(activation, vf_get(pre + c, k), up), k);
-    }
-}
-
-/* As pack_columns, of activation(b). */
-static void pack_activated(const pack_args *a, int col, int last) {
-    int64_t panel = operand_panel(a->K);
-    for (int k = 0; k < a->K; k += PAIR) {
-        const bf16 *pre = a->b + (int64_t)k * a->ldb;
-        for (int c = col; c < last; c += PANEL) {
-            int n = cpu_min(PANEL, last - c);
-            bf16 upper[PANEL], lower[PANEL] = {0};
-            activate_row(upper, pre + c, a->N, a->activation, n);
-            if (k + 1 < a->K) activate_row(lower, pre + a->ldb + c, a->N, a->activation, n);
-            bf16 *out = a->out + c / PANEL * panel + (int64_t)k * PANEL;
-            interleave_rows((pair *)out, upper, lower, n);
-        }
-    }
-}
-
 static void pack_groups(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const pack_args *a = args;
     int col = (int)begin * GROUP_COLS, last = cpu_min((int)end * GROUP_COLS, a->N);
-    int64_t panel = operand_panel(a->K);
-    if (a->activation == GPT_ACT_NONE)
-        pack_columns(a->out + col / PANEL * panel, panel, a->b + col, a->ldb, last - col, a->K);
-    else
-        pack_activated(a, col, last);
+    pack(a, a->out + col / PANEL * a->panel, col, last);
 }
 
 void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K) {
-    pack_args args = {out, b, ldb, N, K, GPT_ACT_NONE};
+    pack_args args = {out, operand_panel(K), b, ldb, N, K, GPT_ACT_NONE};
     cpu_parallel(ctx, pack_groups, &args, cpu_div_up(N, GROUP_COLS), 2);
 }
 
 /* Rows first to first + K - 1 of b, into the workspace. */
 static void pack_chunk(gpt_ctx *ctx, const product *p, int first, int K) {
-    pack_args args = {ctx->workspace, p->b, p->ldb, p->N, K, p->activation};
-    if (p->activation != GPT_ACT_NONE) {
-        args.b = p->pre;
-        args.ldb = is_gated(p->activation) ? 2 * p->N : p->N;
-    }
-    args.b += (int64_t)first * args.ldb;
+    pack_args args = pack_args_of(p, ctx->workspace, operand_panel(K), first, K);
     cpu_parallel(ctx, pack_groups, &args, cpu_div_up(p->N, GROUP_COLS), 2);
+}
+
+/* Whether the tiles of a gradient pack b themselves: few of them share it. */
+static int is_narrow(const product *p) {
+    return p->turned || (p->M <= NARROW && p->out && !p->sums && !p->panels);
+}
+
+static void add_narrow(gpt_ctx *ctx, const product *p) {
+    product_tiles t = {.ctx = ctx, .p = p};
+    int64_t n_tiles = split(&t, ctx->n_threads, COLS);
+    cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
 }
 
 static void add_gradient(gpt_ctx *ctx, const product *p) {
@@ -318,8 +395,10 @@ static void add_gradient(gpt_ctx *ctx, const product *p) {
 }
 
 void cpu_product(gpt_ctx *ctx, product *p) {
-    if (p->kind == PRODUCT_TN)
-        add_gradient(ctx, p);
-    else
+    if (p->kind != PRODUCT_TN)
         multiply(ctx, p);
+    else if (is_narrow(p))
+        add_narrow(ctx, p);
+    else
+        add_gradient(ctx, p);
 }

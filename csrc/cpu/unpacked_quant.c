@@ -8,15 +8,21 @@
 
 enum { SLAB_BYTES = 4 << 20, LEAST_COLUMNS = 32 };
 
+/* Terms that a panel of a slab has room for: an odd number of pairs, each a cache line, as panels whose distance
+ * is a power of two would share few sets of the cache. */
+static int slab_rows(int K) {
+    return (int)(pack_pairs(K) | 1) * PAIR;
+}
+
 /* Columns of a slab with K terms each, where `halves` of them come together. */
 static int slab_columns(int K, int halves) {
-    int64_t column = (int64_t)sizeof(bf16) * cpu_round_up(K, 2) * halves;
+    int64_t column = (int64_t)sizeof(bf16) * slab_rows(K) * halves;
     int64_t most = SLAB_BYTES / column / LEAST_COLUMNS * LEAST_COLUMNS;
     return most > LEAST_COLUMNS ? (int)most : LEAST_COLUMNS;
 }
 
 size_t cpu_product_room(int K) {
-    size_t least = 2 * sizeof(bf16) * LEAST_COLUMNS * (size_t)cpu_round_up(K, 2);
+    size_t least = 2 * sizeof(bf16) * LEAST_COLUMNS * (size_t)slab_rows(K);
     return least > SLAB_BYTES ? least : SLAB_BYTES;
 }
 
@@ -42,8 +48,9 @@ static void unpack_block(const unpacking *a, int row, int rows, int k,
     }
 }
 
-/* Terms k to k + 31 of all columns of a panel of w, as pairs of terms of each. */
-static void unpack_panel(quant_form f, const uint8_t *panel, int K, int k, pair out[PANEL][PANEL]) {
+/* Terms k to k + 31 of the 16 rows of a panel of w: term t of all rows is out[t % 16][t / 16]. */
+static void unpack_panel(quant_form f, const uint8_t *panel, int K, int k,
+                         bf16 out[PANEL][PAIR][PANEL]) {
     quant_place p = quant_place_of(f, K, k / QUANT_GROUP);
     for (int v = 0; v < VECTORS; v++)
         for (int i = 0; i < 4; i++) {
@@ -57,15 +64,11 @@ static void unpack_panel(quant_form f, const uint8_t *panel, int K, int k, pair 
                 if (f.scale == SCALE_INT8 && f.rows == 2)
                     least *= quant_block_scale(panel + p.blocks, 1, v);
                 vu bytes = (vu)(upper ? u.upper : u.lower);
-                for (int t = 0; t < QUAD; t += PAIR) {
-                    bf16 terms[PAIR][LANES];
-                    for (int h = 0; h < PAIR; h++) {
-                        vi integer = (vi)(bytes >> 8 * (t + h) & 255) - f.zero;
-                        vf product = scale * __builtin_convertvector(integer, vf);
-                        vf_put(terms[h], f.rows == 2 ? product + least : product, LANES);
-                    }
-                    pair *to = &out[upper * 8 + i * 2 + t / PAIR][v * LANES];
-                    for (int j = 0; j < LANES; j++) to[j] = terms[0][j] | (pair)terms[1][j] << 16;
+                for (int t = 0; t < QUAD; t++) {
+                    vi integer = (vi)(bytes >> 8 * t & 255) - f.zero;
+                    vf product = scale * __builtin_convertvector(integer, vf);
+                    vf_put(&out[i * QUAD + t][upper][v * LANES],
+                           f.rows == 2 ? product + least : product, LANES);
                 }
             }
         }
@@ -95,7 +98,12 @@ static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
         const uint8_t *from = whole_panel(a, row, rows, &f);
         for (int k = 0; k < K; k += QUANT_GROUP) {
             if (from && K - k >= QUANT_GROUP) {
-                unpack_panel(f, from, K, k, (pair(*)[PANEL])(a->slab + i * panel + k * PANEL));
+                bf16 terms[PANEL][PAIR][PANEL];
+                unpack_panel(f, from, K, k, terms);
+                for (int t = 0; t < QUANT_GROUP; t += PAIR)
+                    interleave_rows((pair *)(a->slab + i * panel + (k + t) * PANEL),
+                                    terms[t % PANEL][t / PANEL], terms[t % PANEL + 1][t / PANEL],
+                                    PANEL);
                 continue;
             }
             bf16 block[PANEL][QUANT_GROUP];
@@ -112,21 +120,26 @@ static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
 static void unpack_backward(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const unpacking *a = args;
-    int64_t panel = pack_panel_size(a->p->K);
+    int64_t panel = pack_panel_size(slab_rows(a->p->K));
     for (int64_t i = begin; i < end; i++) {
         int row = (int)i * PANEL, rows = cpu_min(PANEL, a->p->K - row);
         quant_form f = {0};
         const uint8_t *from = whole_panel(a, a->p->first + row, rows, &f);
         for (int c = 0; c < a->cols; c += QUANT_GROUP) {
-            bf16 block[PANEL][QUANT_GROUP];
+            int cols = cpu_min(QUANT_GROUP, a->cols - c);
             if (from && a->n_cols - a->first - c >= QUANT_GROUP) {
-                pair turned[PANEL][PANEL];
-                unpack_panel(f, from, a->n_cols, a->first + c, turned);
-                transpose_pairs((pair *)block, PANEL, turned[0], PANEL);
-            } else {
-                unpack_block(a, a->p->first + row, rows, a->first + c, block);
+                bf16 terms[PANEL][PAIR][PANEL];
+                pair turned[PANEL][PANEL]; /* pairs of rows: 8 of 16 columns, 8 of the next 16 */
+                unpack_panel(f, from, a->n_cols, a->first + c, terms);
+                transpose_pairs(turned[0], PANEL, (const pair *)terms, PANEL);
+                for (int h = 0; h < cols; h += PANEL)
+                    memcpy(a->slab + (c + h) / PANEL * panel + row * PANEL, turned[h / PAIR],
+                           sizeof turned / PAIR);
+                continue;
             }
-            for (int h = 0; h < cpu_min(QUANT_GROUP, a->cols - c); h += PANEL) {
+            bf16 block[PANEL][QUANT_GROUP];
+            unpack_block(a, a->p->first + row, rows, a->first + c, block);
+            for (int h = 0; h < cols; h += PANEL) {
                 bf16 *out = a->slab + (c + h) / PANEL * panel + row * PANEL;
                 for (int r = 0; r < rows; r += PAIR)
                     interleave_rows((pair *)(out + r * PANEL), block[r] + h, block[r + 1] + h,
@@ -157,7 +170,7 @@ void quant_unpacked_product(gpt_ctx *ctx, product *p) {
         shifted s = {p, a.first};
         product slab = *p;
         slab.N = a.cols;
-        slab.first = slab.rows = 0; /* the slab has those K rows alone */
+        slab.first = 0, slab.rows = slab_rows(p->K); /* the slab has those K rows alone */
         slab.w = slab.panels = a.slab;
         slab.twin = p->twin ? a.cols : 0;
         if (p->out) slab.out = p->out + a.first;

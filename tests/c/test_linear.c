@@ -37,6 +37,8 @@ static const sizes cases[] = {
     /* sums of more terms, and more rows, than are taken at once */
     {3, 1601, 17},
     {5, 18, 1601},
+    {66, 2048, 19}, /* rows that share few sets of the cache */
+    {67, 21, 1024},
     {2101, 5, 18},
 };
 

@@ -49,6 +49,7 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
         max_seq=options.seq_len,
         recompute=options.recompute,
         recompute_layers=options.recompute_layers,
+        optimizer_dtype=options.optimizer_dtype,
         lora=lora,
     )
     if lora:
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", help="of gptc")
     parser.add_argument("--recompute", default="none", help="of gptc")
     parser.add_argument("--recompute-layers", type=int, default=0, help="of gptc")
+    parser.add_argument("--optimizer-dtype", default="fp32", help="of gptc")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     options = parser.parse_args()
 
