@@ -116,8 +116,8 @@ static __device__ inline int is_whole_tile(const attention_decode &a, int first)
     return a.seqs[first] == a.seqs[least(first + ATTENTION_TILE, a.N) - 1];
 }
 
-/* attention_decode.cu: a decoding step, for heads of whole vectors without a soft cap; else 0. It stores
- * the rows in the cache itself. With tiles, whole ones were computed, and stored, before. */
+/* attention_decode.cu: a decoding step, for heads of whole vectors, in float32 without a soft cap; else 0. It
+ * stores the rows in the cache itself. With tiles, whole ones were computed, and stored, before. */
 #define attention_decode_pieces CUDA_NAME(attention_decode_pieces)
 #define attention_decode_bytes  CUDA_NAME(attention_decode_bytes)
 int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_tiles);
@@ -130,7 +130,7 @@ void attention_decode_int8(gpt_ctx *ctx, const attention_decode &op);
 
 #ifdef CUDA_BF16
 /* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head: they are
- * for multiples of 8, up to 128, without a soft cap. */
+ * for multiples of 8, up to 128. */
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op);
 /* The whole tiles of a decoding step, whose rows are in the cache by now. */
 int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op);

@@ -8,6 +8,7 @@
  *
  * Backward makes dq in one kernel, and dk and dv in another, so that each number is summed by one
  * thread, in one order. */
+#include "soft_cap.h"
 #include "tiles.h"
 
 static constexpr float LN2 = 0.6931471805599453f;
@@ -69,6 +70,15 @@ static __device__ inline float row_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+/* Where there is a soft cap, it is taken of a tile's products. */
+template <int N> static __device__ inline void cap_products(float (&s)[N][4], const soft_cap *c) {
+    if (!c || c->twice == 0) return;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = capped(*c, s[n][e]);
+}
+
 /* ---- forward ---- */
 
 /* A tile of queries of one head, and the keys and values of which each query sees those up to its own
@@ -122,7 +132,8 @@ struct softmax {
 /* While the tensor cores multiply values with the probabilities of one tile, other units make those of
  * the next: values arrive, and are used, one tile later than keys. */
 template <typename T, int KEYS>
-static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
+static __device__ __forceinline__ void forward(const forward_tile &t, const soft_cap *cap,
+                                               gpt_dropout dropout) {
     constexpr int D = T::D, N = KEYS / 8, SIZE = T::template SIZE<KEYS>;
     int row0 = (int)threadIdx.x / WARP * 16, query0 = t.first_q + row0; /* of this warp */
     int first_tile = first_key(t.see, t.first_q) / KEYS;
@@ -143,6 +154,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     float out[D / 8][4] = {}, s[N][4], scale = t.scale * LOG2E; /* so that exp is exp2 */
     softmax soft;
     auto take = [&](int key0) {
+        cap_products(s, cap);
         if (!all_see(t.see, query0, 16, key0, KEYS))
 #pragma unroll
             for (int n = 0; n < N; n++)
@@ -198,16 +210,16 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
                   t.q.HS);
 }
 
-/* Kernels exist with and without dropout, window and documents (MORE): what these need takes registers even where it
- * is skipped, and with them blocks that could run at the same time. */
+/* Kernels exist with and without dropout, soft cap, window and documents (MORE): what these need takes registers
+ * even where it is skipped, and with them blocks that could run at the same time. */
 template <bool MORE> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
     return MORE ? dropout_at(site) : gpt_dropout{0, 0};
 }
 template <bool MORE, typename Op> static __device__ inline sight see_of(const Op &a, int b) {
     return MORE ? sight_of(a, b) : sight{0, NULL, a.T};
 }
-static bool needs_more(float dropout, int window, const int32_t *positions) {
-    return dropout > 0 || window > 0 || positions;
+template <typename Op> static bool needs_more(const Op &a) {
+    return a.dropout.p > 0 || a.cap > 0 || a.window > 0 || a.positions;
 }
 /* Blocks at a time on a multiprocessor. */
 template <typename T, bool MORE> static constexpr int BLOCKS = T::blocks(MORE);
@@ -226,6 +238,7 @@ typedef struct forward_args {
     attention_forward op;
     float scale;
     box_map qkv; /* where tiles arrive in boxes */
+    soft_cap cap;
 } forward_args;
 
 template <typename T, bool MORE, int KEYS>
@@ -249,14 +262,16 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
                       .scale = args.scale};
     t.q.there = least<int>(ROWS, t.q.there);
     t.k.there = t.v.there = least<int>(first_q + ROWS, a.T);
-    if constexpr (T::IS_HERE) forward<T, KEYS>(t, dropout_of<MORE>(a.dropout));
+    if constexpr (T::IS_HERE)
+        forward<T, KEYS>(t, MORE ? &args.cap : NULL, dropout_of<MORE>(a.dropout));
 }
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. Tiles do not arrive in boxes,
  * since past a sequence's rows the cache may hold anything. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    attention_prefill_kernel(attention_decode a, float scale) {
+    attention_prefill_kernel(attention_decode a, float scale,
+                             const __grid_constant__ soft_cap cap) {
     int n_blocks = (int)div_up(a.N, ROWS), h = head_of_block(n_blocks);
     int first = last_first(n_blocks) * ROWS, n = least<int>(ROWS, a.N - first);
     if (!is_whole_tile(a, first)) return;
@@ -274,7 +289,7 @@ static __global__ void __launch_bounds__(THREADS)
         .row_0 = 0,
         .T = 0,
         .scale = scale};
-    if constexpr (T::IS_HERE) forward<T, ATTENTION_TILE>(t, gpt_dropout{0, 0});
+    if constexpr (T::IS_HERE) forward<T, ATTENTION_TILE>(t, &cap, gpt_dropout{0, 0});
 }
 
 /* ---- backward ----
@@ -287,16 +302,19 @@ static __global__ void __launch_bounds__(THREADS)
 
 /* From the gradient of a probability with its dropout (dp) to that of the score, before the scale; p
  * becomes the probability with its dropout. i is the query's number among (B, NH, T). */
-static __device__ inline void score_gradient(float &p, float &dp, float delta, gpt_dropout dropout,
-                                             int64_t i, int key, int T) {
+static __device__ inline void score_gradient(float &p, float &dp, float delta, const soft_cap *cap,
+                                             float lse, gpt_dropout dropout, int64_t i, int key,
+                                             int T) {
     float factor = 1, probability = p;
     if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(i * T + key));
     p = probability * factor;
     dp = probability * (dp * factor - delta);
+    if (cap && cap->twice > 0) dp *= cap_slope(*cap, probability, lse);
 }
 
 struct tile_backward_args : backward_args {
     box_map qkv, dout; /* where tiles arrive in boxes */
+    soft_cap cap;
 };
 
 /* Where in args.partial the sums of a tile of rows of a head are. */
@@ -335,6 +353,7 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
     constexpr int SIZE = T::template SIZE<KEYS>;
     const attention_backward &a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
+    const soft_cap *cap = MORE ? &args.cap : NULL;
     int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks);
     int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * ROWS;
     int warp_row = (int)threadIdx.x / WARP * 16, query0 = first_q + warp_row; /* of this warp */
@@ -378,6 +397,7 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
         T::product_rows(p, queries, k + at);
         T::product_rows(ds, dout, v + at);
         T::template wait_products<1>(p);
+        cap_products(p, cap);
         if (!all_see(see, query0, 16, key0, KEYS))
 #pragma unroll
             for (int n = 0; n < N; n++)
@@ -393,7 +413,7 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                score_gradient(p[n][e], ds[n][e], delta[e / 2 * 8], dropout,
+                score_gradient(p[n][e], ds[n][e], delta[e / 2 * 8], cap, lse[e / 2 * 8], dropout,
                                (int64_t)head * a.T + query0 + row_of(e), key0 + col_of(n, e), a.T);
         weights<N> of_keys(ds);
         T::product_columns(dq, of_keys, k + at);
@@ -425,6 +445,7 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
     /* Whether the op is copied decides whether registers suffice: tools/gpu/check_spills.py. */
     const std::conditional_t<(D > 64), const attention_backward &, attention_backward> a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
+    const soft_cap *cap = MORE ? &args.cap : NULL;
     int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks), group = a.NH / a.NKV;
     int b = head / a.NKV, h0 = head % a.NKV * group;
     int first_k = (int)blockIdx.x % n_blocks * ROWS; /* the first keys have the most queries */
@@ -479,6 +500,7 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
         T::product_rows(p, keys, q + at);
         T::product_rows(ds, v, dout + at);
         T::template wait_products<1>(p);
+        cap_products(p, cap);
         if (!all_see(see, query, QUERIES, key0, 16))
 #pragma unroll
             for (int n = 0; n < N; n++)
@@ -498,8 +520,8 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                score_gradient(p[n][e], ds[n][e], deltas[col_of(n, e)], dropout,
-                               ((int64_t)b * a.NH + h) * a.T + query + col_of(n, e),
+                score_gradient(p[n][e], ds[n][e], deltas[col_of(n, e)], cap, lses[col_of(n, e)],
+                               dropout, ((int64_t)b * a.NH + h) * a.T + query + col_of(n, e),
                                key0 + row_of(e), a.T);
         if constexpr (MORE) {
             weights<N> of_douts(p);
@@ -550,13 +572,14 @@ template <typename T, bool MORE, int KEYS>
 static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NH));
     launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, THREADS, tile_bytes<T, KEYS>(1),
-           forward_args{a, score_scale(a.scale, a.HS), map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV)});
+           forward_args{a, score_scale(a.scale, a.HS), map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV),
+                        cap_of(a.cap, score_scale(a.scale, a.HS))});
 }
 
 template <typename T> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
     dim3 grid((unsigned)(div_up(a.N, ROWS) * a.NH));
     launch(ctx, attention_prefill_kernel<T>, grid, THREADS, tile_bytes<T, ATTENTION_TILE>(1), a,
-           score_scale(a.scale, a.HS));
+           score_scale(a.scale, a.HS), cap_of(a.cap, score_scale(a.scale, a.HS)));
 }
 
 template <typename T, bool MORE, int KEYS>
@@ -566,7 +589,7 @@ static void start_backward_queries(gpt_ctx *ctx, const backward_args &all) {
     launch(ctx, attention_backward_queries_kernel<T, MORE, KEYS>, grid, THREADS,
            tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * ROWS,
            tile_backward_args{all, map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV),
-                              map_of<T>(ctx, a.dout, a, a.NH)});
+                              map_of<T>(ctx, a.dout, a, a.NH), cap_of(a.cap, all.scale)});
 }
 
 template <typename T, bool MORE, int QUERIES>
@@ -576,12 +599,11 @@ static void start_backward_keys(gpt_ctx *ctx, const backward_args &all) {
     launch(ctx, attention_backward_keys_kernel<T, MORE, QUERIES>, grid, THREADS,
            tile_bytes<T, QUERIES>(2) + sizeof(float) * 2 * STAGES * QUERIES,
            tile_backward_args{all, map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV),
-                              map_of<T>(ctx, a.dout, a, a.NH)});
+                              map_of<T>(ctx, a.dout, a, a.NH), cap_of(a.cap, all.scale)});
 }
 
-/* Not with a soft cap: its exponentials are of scores times a constant. */
 template <typename Op> static bool has_tiles(const Op &a) {
-    return a.HS <= 128 && a.HS % 8 == 0 && a.cap == 0;
+    return a.HS <= 128 && a.HS % 8 == 0;
 }
 
 template <bool MORE> static void forward_of(gpt_ctx *ctx, const attention_forward &op) {
@@ -619,16 +641,13 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
 
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
     if (!has_tiles(op)) return 0;
-    needs_more(op.dropout.p, op.window, op.positions) ? forward_of<true>(ctx, op)
-                                                      : forward_of<false>(ctx, op);
+    needs_more(op) ? forward_of<true>(ctx, op) : forward_of<false>(ctx, op);
     return 1;
 }
 
 int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args) {
-    const attention_backward &op = args.op;
-    if (!has_tiles(op)) return 0;
-    needs_more(op.dropout.p, op.window, op.positions) ? backward_of<true>(ctx, args)
-                                                      : backward_of<false>(ctx, args);
+    if (!has_tiles(args.op)) return 0;
+    needs_more(args.op) ? backward_of<true>(ctx, args) : backward_of<false>(ctx, args);
     return 1;
 }
 

@@ -3,7 +3,7 @@
  * a piece follows from n_ctx alone, so that a row gets the same bits whatever is decoded with it, and
  * a recorded step stays right as texts grow. */
 #include "attention.h"
-#include "instructions.h"
+#include "soft_cap.h"
 
 enum {
     WARPS = 4,
@@ -15,6 +15,13 @@ enum {
     MAX_PIECES = 32,       /* so that a row has no more pieces than these */
     SPLIT_ROWS = 32, /* with more rows there are blocks enough: each takes all of a row's pieces */
 };
+
+/* float32 needs tanhf, and registers for it that there are not. */
+#ifdef CUDA_BF16
+static constexpr bool HAS_CAPS = true;
+#else
+static constexpr bool HAS_CAPS = false;
+#endif
 
 typedef struct decode_args {
     attention_decode op;
@@ -205,8 +212,9 @@ static __device__ inline void attend(const decode_args &args, const decode_row &
             for (int i = 0; i < KEYS; i++) {
                 reread(k[i]);
                 reread(v[i]);
-                float s = lanes_sum<LANES / 2, 1>(dot(query, k[i]));
-                score[i] = seen[i] ? s * args.scale : -INFINITY;
+                float s = lanes_sum<LANES / 2, 1>(dot(query, k[i])) * args.scale;
+                if (HAS_CAPS && a.cap > 0) s = capped_score(a.cap, s);
+                score[i] = seen[i] ? s : -INFINITY;
                 top = fmaxf(top, score[i]);
             }
             joint j = join(__shfl_sync(~0u, max, h), lanes_max<WARP / 2, LANES>(top));
@@ -379,8 +387,7 @@ size_t attention_decode_bytes(const gpt_shape *s) {
 
 int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_tiles) {
     int HS = op.HS, group = op.NH / op.NKV, n_chunks = (int)div_up(HS, (int)PACK * LANES);
-    /* A soft cap takes more registers than there are for three blocks. */
-    if (HS % PACK || n_chunks > 4 || op.cap > 0) return 0;
+    if (HS % PACK || n_chunks > 4 || (op.cap > 0 && !HAS_CAPS)) return 0;
     decode_args args = {op,
                         NULL,
                         NULL,

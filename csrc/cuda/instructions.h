@@ -42,6 +42,26 @@ static __device__ inline float exp2_of(float x) {
 #endif
 }
 
+/* 1 / x and log2(x), as inaccurate: of numbers that are not denormal, or 0. */
+static __device__ inline float inverse_of(float x) {
+#ifdef GPTC_EMULATE_CUDA
+    return 1 / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+static __device__ inline float log2_of(float x) {
+#ifdef GPTC_EMULATE_CUDA
+    return log2f(x);
+#else
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 /* d (16 x 8) += a (16 x 16) b (16 x 8), by a warp: mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8
  * of d, columns l % 4 * 2 and the next: d[0], d[1], then d[2], d[3]. */
 static __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,

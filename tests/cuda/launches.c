@@ -33,6 +33,8 @@ static int set(gpt_config *c, const char *field, int value) {
                   {"vocab_size", &c->vocab_size},
                   {"block_size", &c->block_size},
                   {"qk_norm", &c->qk_norm},
+                  {"n_expert", &c->n_expert},
+                  {"n_expert_used", &c->n_expert_used},
                   {"batch", &batch},
                   {"seq", &seq},
                   {"context", &context}};

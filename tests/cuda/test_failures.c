@@ -62,5 +62,23 @@ static void test_timed(void) {
     }
 }
 
+/* Products with weights of fewer bits do not find their expert. */
+static void test_packed_experts(void) {
+    gpt_options options = {.device = GPT_DEVICE_CUDA, .max_batch = 1, .max_seq = 8};
+    gpt_config config;
+    gpt_plan plan;
+    EXPECT_OK(gpt_config_preset("llama-15m", &config));
+    config.n_expert = 4, config.n_expert_used = 2;
+    for (options.dtype = GPT_DTYPE_FP32; options.dtype <= GPT_DTYPE_INT4; options.dtype++) {
+        test_case("dtype %d", (int)options.dtype);
+        int packed = options.dtype == GPT_DTYPE_INT8 || options.dtype == GPT_DTYPE_INT4;
+        int status = gpt_plan_memory(&config, &options, &plan);
+        EXPECT(status == (packed ? GPT_ERR_ARGUMENT : GPT_OK));
+        if (!packed) continue;
+        EXPECT(strstr(gpt_last_error(), "computes experts in fp32 and bf16 alone") != NULL);
+        EXPECT(!strchr(gpt_last_error(), '\n'));
+    }
+}
+
 TEST_API_MAIN({"model memory", test_model_memory}, {"session memory", test_session_memory},
-              {"timed", test_timed})
+              {"timed", test_timed}, {"packed experts", test_packed_experts})

@@ -32,6 +32,7 @@ ACT, FLOAT = 2, 4  # bytes of an activation, and of a float32
 PACK = 8  # activations that a thread reads at once
 WARP = 32
 FEW_ROWS, MOST_ROWS = 8, 64  # of our own products: product_few.cu, product_rows_bf16.cu
+FEW_EXPERT_ROWS = 16  # experts.cu
 SPLIT_ROWS = 32  # the most rows of a decoding step that are cut into pieces of keys
 
 
@@ -81,6 +82,8 @@ class Config:
     F: int
     family: str  # gpt2, llama or byte
     qk_norm: bool = False
+    E: int = 0  # experts, and those of a token
+    K: int = 0
 
     @property
     def HS(self) -> int:
@@ -113,7 +116,8 @@ class Config:
 
     def flops_per_token(self, T: int) -> float:
         """Of a forward pass, by which MFU is reckoned: forward_flops_per_token of config.c."""
-        layer = self.C * self.QKV + self.C * self.C + self.C * (self.FC + self.F)
+        layer = self.C * self.QKV + self.C * self.C + self.C * self.E
+        layer += max(self.K, 1) * self.C * (self.FC + self.F)
         return 2.0 * (self.L * layer + self.C * self.V) + 2.0 * self.L * T * self.C
 
 
@@ -292,6 +296,52 @@ class Step:
                 ACT * N * c.C if joined else 0,
             )
 
+    def expert_product(
+        self, part: str, IC: int, OC: int, *, read: float, written: float, back: bool = False
+    ) -> Launch:
+        """Of the rows of all choices, each with its expert's weight. read: next to weights."""
+        c, R = self.c, self.N * self.c.K
+        few = R <= FEW_EXPERT_ROWS and not back
+        name = "few_expert_kernel" if few else "expert_product_kernel"
+        weights = ACT * min(c.E, R) * IC * OC
+        kind = "memory" if few else "products"
+        return Launch(name, part, kind, 2.0 * R * IC * OC, weights + read, written)
+
+    def experts(self) -> Iterator[Launch]:
+        """The feed-forward layer of a model with experts."""
+        c, N, R = self.c, self.N, self.N * self.c.K
+        x, rows, fc = ACT * N * c.C, ACT * R * c.C, ACT * R * c.FC
+        logits, choices = FLOAT * N * c.E, 4 * R
+        yield memory("route_logits_kernel", "route", x + FLOAT * c.E * c.C, logits)
+        yield memory("route_choose_kernel", "route", logits, logits + 2 * choices)
+        yield memory("route_places_kernel", "route", choices, choices)
+        yield memory("expert_spread_kernel", "experts", x, rows)
+        hidden = ACT * R * c.F
+        kept = 0 if self.context else fc
+        yield self.expert_product("experts, fc", c.C, c.FC, read=rows, written=hidden + kept)
+        yield self.expert_product("experts, proj", c.F, c.C, read=hidden, written=rows)
+        yield memory("expert_combine_kernel", "experts", rows, x)
+
+    def experts_backward(self) -> Iterator[Launch]:
+        c, N, R = self.c, self.N, self.N * self.c.K
+        x, rows, fc, hidden = ACT * N * c.C, ACT * R * c.C, ACT * R * c.FC, ACT * R * c.F
+        name, flops = "expert_product_kernel", 2.0 * R * c.C
+        yield memory("expert_spread_kernel", "experts", x + rows, rows + FLOAT * R)
+        part = "experts, proj, dx"
+        yield self.expert_product(part, c.F, c.C, read=rows + fc, written=fc, back=True)
+        dw = FLOAT * c.E * c.C
+        yield Launch(name, "experts, proj, dw", "products", flops * c.F, rows + hidden, dw * c.F)
+        yield memory("expert_spread_kernel", "experts", x, rows)
+        yield self.expert_product("experts, fc, dx", c.C, c.FC, read=fc, written=rows, back=True)
+        yield Launch(name, "experts, fc, dw", "products", flops * c.FC, rows + fc, dw * c.FC)
+        yield memory("expert_combine_kernel", "experts", rows, x)
+        logits, router = FLOAT * N * c.E, FLOAT * c.E * c.C
+        partial = router * min(div_up(N, 64), 16)
+        yield memory("route_logits_backward_kernel", "route", logits + 12 * R, logits)
+        yield memory("route_inputs_backward_kernel", "route", logits + router + x, x)
+        yield memory("route_weights_backward_kernel", "route", logits + x, partial)
+        yield memory("route_weights_add_kernel", "route", partial + router, router)
+
     def embedding(self) -> Launch:
         c, size = self.c, self.N * self.c.C
         rows = FLOAT * min(size, self.c.V * self.c.C)
@@ -309,6 +359,9 @@ class Step:
             yield from self.attention()
             yield from self.linear("att_proj", c.C, c.C)
             yield self.norm("norm 2", True)
+            if c.E:
+                yield from self.experts()
+                continue
             yield from self.linear("fc", c.C, c.F, kept=not self.context)
             yield from self.linear("mlp_proj", c.F, c.C)
         yield self.norm("norm f", True)
@@ -433,6 +486,7 @@ class Step:
         c = self.c
         n = (2 * c.L + 1) * c.C * (2 if c.bias else 1) if c.norm_weight else 0
         n += 2 * c.L * c.HS if c.qk_norm else 0
+        n += c.L * c.E * c.C  # routers
         return n + (c.L * (c.QKV + 2 * c.C + c.F) + c.block * c.C if c.bias else 0)
 
     def backward(self) -> Iterator[Launch]:
@@ -443,8 +497,11 @@ class Step:
         yield memory("memset", "gradients", 0, ACT * self.N * c.C)
         yield from self.norm_backward("norm f", bias=c.bias)
         for layer in reversed(range(c.L)):
-            yield from self.linear_backward("mlp_proj", c.F, c.C, activation=True)
-            yield from self.linear_backward("fc", c.C, c.FC, bias=c.bias)
+            if c.E:
+                yield from self.experts_backward()
+            else:
+                yield from self.linear_backward("mlp_proj", c.F, c.C, activation=True)
+                yield from self.linear_backward("fc", c.C, c.FC, bias=c.bias)
             yield from self.norm_backward("norm 2", bias=c.bias)
             yield from self.linear_backward("att_proj", c.C, c.C)
             yield from self.attention_backward()
@@ -459,10 +516,11 @@ class Step:
     def tensors(self) -> tuple[int, int, int]:
         """Tensors, numbers in them, and those of them that products read."""
         c = self.c
-        matrices = c.C * (c.QKV + c.C + c.FC + c.F)
+        matrices = c.C * (c.QKV + c.C + max(c.E, 1) * (c.FC + c.F))
         n_norms = (2 if c.bias else 1) if c.norm_weight else 0
         norms = n_norms * (2 * c.L + 1)
         count = 1 + norms + 4 * c.L + (4 * c.L + 1 if c.bias else 0) + 2 * c.L * c.qk_norm
+        count += c.L * (2 * c.E - 1) if c.E else 0
         numbers = c.Vp * c.C + c.L * matrices + self.small_gradients()
         return count, numbers, c.Vp * c.C + c.L * matrices
 
@@ -617,6 +675,13 @@ CHECKS = (
     ("gpt2", *SMALL, "vocab_size=400", "context=66", "batch=33", "n_layer=1"),
     ("byte", *SMALL, "context=5", "batch=4", "block_size=64", "n_layer=2"),
     ("llama-110m", *SMALL, "vocab_size=400", "context=3", "batch=3", "n_layer=2"),
+    ("llama-110m", *SMALL, *TRAIN, "n_layer=2", "n_expert=4", "n_expert_used=2"),
+    ("llama-110m", *SMALL, "batch=1", "seq=9", "vocab_size=64", "n_layer=1", "n_expert=3",
+     "n_expert_used=1"),
+    ("llama-110m", *SMALL, "vocab_size=400", "context=3", "batch=3", "n_layer=2", "n_expert=4",
+     "n_expert_used=2"),
+    ("llama-110m", *SMALL, "vocab_size=400", "context=5", "batch=12", "n_layer=1", "n_expert=4",
+     "n_expert_used=2"),
 )  # fmt: skip
 FIELDS = {
     "n_layer": "L",
@@ -627,6 +692,8 @@ FIELDS = {
     "vocab_size": "V",
     "block_size": "block",
     "qk_norm": "qk_norm",
+    "n_expert": "E",
+    "n_expert_used": "K",
 }
 MOST_NODES = 400  # of a training step of 12 layers
 

@@ -200,13 +200,17 @@ def test_linear_scaling_may_be_untyped_or_have_its_old_key(
         ({"llama.rope.scaling.attn_factor": 1.5}, r"attn_factor is 1\.5, and only 1\.0"),
         ({"llama.attention.causal": False}, r"attention\.causal is False, and only True"),
         ({"llama.expert_count": 8}, "expert_used_count is None"),
+        ({"llama.attention.key_length": 14}, "keys of 14 and values of "),
+        ({"llama.attention.value_length": 10}, "and values of 10 channels are not supported"),
+        ({"llama.attention.key_length": 0}, "key_length is 0, not a whole number above 0"),
     ],
 )
 def test_keys_that_make_another_model_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(GptcError, match=message):
+    with pytest.raises(GptcError, match=message) as caught:
         open_model(with_keys(tmp_path / "m.gguf", monkeypatch, keys))
+    assert "\n" not in str(caught.value)
 
 
 def test_two_scalings_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
