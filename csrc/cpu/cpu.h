@@ -79,9 +79,7 @@ struct gpt_ctx {
 
 /* The scratch memory of each thread within an op, a whole number of pages. Behind that of all threads: rows that
  * product_quant.c rounds once for all its tiles, as many as a piece of a prompt has. */
-#if defined(CPU_QUANT) && defined(CPU_AMX)
-enum { CPU_SCRATCH = 1 << 20, CPU_ROUNDED = 6 << 20 };
-#elif defined(CPU_QUANT)
+#if defined(CPU_QUANT)
 enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 4 << 20 };
 #elif defined(CPU_BF16)
 enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };

@@ -186,9 +186,22 @@ static inline vi not_finite(vf x) {
     return ~(x * 0.0f == (vf){0});
 }
 static inline int any_lane(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
     int any = 0;
     for (int i = 0; i < LANES; i++) any |= mask[i];
     return any;
+#endif
+}
+static inline int32_t vi_sum(vi x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+#endif
 }
 
 /* 1 / scale where that is a finite number, else 0: then the group's integers are 0. */
@@ -284,7 +297,7 @@ static inline quad_halves halves_of(vb u) {
     return (quad_halves){(vs)((vu)u & 0xff00ff), (vs)((vu)u >> 8 & 0xff00ff)};
 }
 
-/* sum + both products of u, which are not negative, with the two numbers of 16 bits in a. */
+/* sum + both products of u with the two numbers of 16 bits in a. */
 static inline vi pairs_dot(vi sum, vs u, int32_t a) {
 #if defined(__AVX512VNNI__)
     return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
@@ -297,7 +310,19 @@ static inline vi pairs_dot(vi sum, vs u, int32_t a) {
 #else
     int16_t x[2];
     memcpy(x, &a, sizeof x);
-    return sum + ((vi)u & 0xffff) * x[0] + ((vi)u >> 16) * x[1];
+    return sum + ((vi)u << 16 >> 16) * x[0] + ((vi)u >> 16) * x[1];
+#endif
+}
+
+/* sum + the four products of the bytes of u, which are not negative, with the signed ones in a. */
+static inline vi bytes_dot(vi sum, vb u, int32_t a) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
+#else
+    int8_t x[QUAD];
+    memcpy(x, &a, sizeof x);
+    for (int h = 0; h < QUAD; h++) sum += ((vi)u >> 8 * h & 255) * x[h];
+    return sum;
 #endif
 }
 

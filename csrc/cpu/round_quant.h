@@ -11,7 +11,8 @@ enum { ROWS = 48, COLS = 256, TERMS = 4096, HALF_GROUP = QUANT_GROUP / 2 };
 enum {
     BAND = LANES == 16  ? 8
            : LANES == 8 ? 4
-                        : 1, /* rows whose sums fit the registers */
+                        : 2, /* rows whose sums of a group fit the registers */
+    LEAST_BAND = LANES == 4 ? 2 : 4,
     BAND_PANELS = LANES == 16 ? 2 : 1,
 #ifdef CPU_AMX
     EVEN_ROWS = 16, /* of a tile, so that few are left over */
@@ -20,17 +21,22 @@ enum {
 #endif
 };
 
+/* True where weights and activations meet as bytes (vpdpbusd, and AMX's tiles), not as 16-bit numbers. */
+#if defined(__AVX512VNNI__) || defined(CPU_AMX)
+enum { BYTES = 1 };
+#else
+enum { BYTES = 0 };
+#endif
+
 /* Rows of `a`, rounded by groups. Those of decoding and of prompts are rounded once for all tiles. */
 typedef struct rounded_rows {
-    /* By quads, terms 0, 2, 1 and 3 of each, as kernels pair them (quad_halves). Rows whose distance is not a
-     * power of two are in different cache sets. */
-    int16_t q[ROWS][TERMS + 32];
+    /* 32 terms each. BYTES: the upper 8 bits of all, then the lower 8, q = 256 times the first + the second,
+     * both signed. Else 16 bits by quads, terms 0, 2, 1 and 3 of each, as kernels pair them (quad_halves).
+     * Rows whose distance is not a power of two are in different cache sets. */
+    int32_t q[ROWS][TERMS / QUANT_GROUP + 1][2 * QUADS];
     float scale[ROWS][TERMS / QUANT_GROUP];
     int32_t sum[ROWS][TERMS / HALF_GROUP];  /* of q in each half of a group */
     float total[ROWS][TERMS / QUANT_GROUP]; /* of a group, times its scale */
-#ifdef CPU_AMX /* last, so that all levels have the others in the same place */
-    int8_t plane[2][ROWS][TERMS + 64]; /* q = 256 times the first + the second, term by term */
-#endif
 } rounded_rows;
 
 /* Bits of a group's largest number, without its sign: two planes of int8 hold them. */
@@ -48,16 +54,20 @@ static inline float group_scale(float largest) {
     return scale;
 }
 
-/* Terms 0, 1, 2 and 3 of each quad become 0, 2, 1 and 3. */
-static inline void swap_in_quads(int16_t *q, int n) {
-    typedef uint64_t quads __attribute__((vector_size(sizeof(vi))));
-    for (int k = 0; k < n; k += 2 * LANES) {
-        quads x;
-        memcpy(&x, q + k, sizeof x);
-        quads ends = x & 0xffff00000000ffff;
-        x = ends | (x & 0xffff0000) << 16 | (x >> 16 & 0xffff0000);
-        memcpy(q + k, &x, sizeof x);
+/* LANES terms of q from term i of a group on. */
+static inline void put_terms(int32_t *to, int i, vi q) {
+    if (BYTES) {
+        vc upper = __builtin_convertvector((q + 128) >> 8, vc);
+        vc lower = __builtin_convertvector(q, vc);
+        memcpy((int8_t *)to + i, &upper, sizeof upper);
+        memcpy((int8_t *)to + QUANT_GROUP + i, &lower, sizeof lower);
+        return;
     }
+    typedef uint64_t quads __attribute__((vector_size(LANES * sizeof(int16_t))));
+    vh words = __builtin_convertvector(q, vh);
+    quads x = (quads)words, ends = x & 0xffff00000000ffff;
+    x = ends | (x & 0xffff0000) << 16 | (x >> 16 & 0xffff0000);
+    memcpy((int16_t *)to + i, &x, sizeof x);
 }
 
 /* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
@@ -80,21 +90,12 @@ static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n)
     for (int i = 0; i < N; i++) {
         vf scaled = inverse != 0 ? x[i] * inverse : (vf){0};
         vi q = __builtin_convertvector(scaled + shift - shift, vi);
-        vh words = __builtin_convertvector(q, vh);
-        memcpy(&out->q[row][k + i * LANES], &words, sizeof words);
-#ifdef CPU_AMX
-        vc upper = __builtin_convertvector((q + 128) >> 8, vc),
-           lower = __builtin_convertvector(q, vc);
-        memcpy(&out->plane[0][row][k + i * LANES], &upper, sizeof upper);
-        memcpy(&out->plane[1][row][k + i * LANES], &lower, sizeof lower);
-#endif
+        put_terms(out->q[row][k / QUANT_GROUP], i * LANES, q);
         sum[i * LANES / HALF_GROUP] += q;
     }
-    swap_in_quads(&out->q[row][k], QUANT_GROUP);
     int32_t both = 0;
     for (int half = 0; half < 2; half++) {
-        int32_t total = 0;
-        for (int i = 0; i < LANES; i++) total += sum[half][i];
+        int32_t total = vi_sum(sum[half]);
         out->sum[row][k / HALF_GROUP + half] = total;
         both += total;
     }

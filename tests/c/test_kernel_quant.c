@@ -119,10 +119,13 @@ static uint8_t *random_panels(quant_form f, int panels, int K) {
     return b;
 }
 
-/* Term k of a rounded row. Terms 1 and 2 of each quad are in each other's place. */
+/* Term k of a rounded row: two bytes, or 16 bits with terms 1 and 2 of each quad in each other's place. */
 static int rounded_at(const rounded_rows *a, int row, int k) {
-    int in_quad = k % QUAD;
-    return a->q[row][k - in_quad + in_quad / 2 + in_quad % 2 * 2];
+    const void *group = a->q[row][k / 32];
+    const int8_t *bytes = group;
+    int in_group = k % 32, in_quad = k % QUAD;
+    if (level->bytes) return 256 * bytes[in_group] + bytes[32 + in_group];
+    return ((const int16_t *)group)[in_group - in_quad + in_quad / 2 + in_quad % 2 * 2];
 }
 
 static void check(int form, int rows, int panels, int K) {
