@@ -13,6 +13,7 @@ import click
 from gptc.cli.command import Command
 from gptc.cli.declared import options_of
 from gptc.data.options import PrepareOptions
+from gptc.errors import UsageError
 from gptc.files.words import quoted
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ def _prepare(
     def notify(line: str) -> None:
         click.echo(line, err=True)
 
+    if crew is not None and "-" in sources:  # https://github.com/openpmix/prrte/issues/2579
+        raise UsageError(
+            "several ranks do not read the standard input, which mpirun may repeat or not end: "
+            "name a file or a named pipe (mkfifo), or use one process"
+        )
     asked = bpe_size(options["tokenizer"])
     options["tokenizer"] = tokenizer_name(options["tokenizer"])
     try:

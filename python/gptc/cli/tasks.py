@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.errors import UsageError
+from gptc.files.words import plural
 
 if TYPE_CHECKING:
     from gptc.eval.code import CodeResult, Problem
@@ -98,7 +99,9 @@ def _line(name: str, result: Any) -> str:
     if hasattr(result, "pass_at"):
         shares = ", ".join(f"pass@{k} {share:.4f}" for k, share in result.pass_at.items())
         late = f", {result.timed_out:,} timed out" if result.timed_out else ""
-        return f"{Path(name).stem}: {shares}, {result.n:,} problems x {result.samples:,}{late}"
+        return (
+            f"{Path(name).stem}: {shares}, {plural(result.n, 'problem')} x {result.samples:,}{late}"
+        )
     head = f"{Path(name).stem}: accuracy {result.accuracy:.4f}"
     if result.perplexity is not None:
         return f"{head}, perplexity {result.perplexity:.3f} of {result.n:,} last words"

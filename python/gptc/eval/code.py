@@ -14,12 +14,11 @@ from typing import Any
 
 from gptc.engine.model import Model
 from gptc.errors import GptcError
-from gptc.eval.tasks import parsed
+from gptc.eval.tasks import PROBLEM, parsed
 from gptc.files.sandbox import Verdict, run_code
 from gptc.generation.decoder import generate
 from gptc.tokenizer.base import Tokenizer
 
-FIELDS = ("prompt", "test", "entry_point")
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 3.2
 TEMPERATURE, TOP_P = 0.8, 0.95  # of several samples; a single one is greedy
 MOST_TOKENS = 512  # of a completion
@@ -50,7 +49,7 @@ class CodeResult:
 
 def has_problems(name: str) -> bool:
     """Whether the first row of a task has the fields of a problem."""
-    return parsed(name, lambda row: isinstance(row, dict) and all(f in row for f in FIELDS))[0]
+    return parsed(name, lambda row: isinstance(row, dict) and all(f in row for f in PROBLEM))[0]
 
 
 def load_problems(name: str) -> list[Problem]:
@@ -61,9 +60,9 @@ def load_problems(name: str) -> list[Problem]:
 def _problem(row: Any) -> Problem:
     if not isinstance(row, dict):
         raise ValueError("it must be an object")
-    found = Problem(*(row[name] for name in FIELDS))
-    if not all(isinstance(row[name], str) for name in FIELDS):
-        raise ValueError(f"{', '.join(FIELDS)} must be text")
+    found = Problem(*(row[name] for name in PROBLEM))
+    if not all(isinstance(row[name], str) for name in PROBLEM):
+        raise ValueError(f"{', '.join(PROBLEM)} must be text")
     if not found.entry_point.isidentifier():
         raise ValueError(f"its entry_point is {found.entry_point!r}; it must be a name")
     return found

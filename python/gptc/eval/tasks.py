@@ -25,6 +25,7 @@ from gptc.files.limits import read_file
 from gptc.tokenizer.base import Tokenizer
 
 OWN = "stories"  # the set that ships with gptc
+PROBLEM = ("prompt", "test", "entry_point")  # fields of a row of code.py, of a file of such rows
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a row
 _Row = TypeVar("_Row")
 _OWN_FILE = Path(__file__).with_name("stories.jsonl")
@@ -101,7 +102,7 @@ def _question(row: Any) -> Question:
     for names, read in _LAYOUTS:
         if all(name in row for name in names):
             return read(row)
-    known = "; ".join(", ".join(names) for names, _ in _LAYOUTS)
+    known = "; ".join(", ".join(names) for names in (*(names for names, _ in _LAYOUTS), PROBLEM))
     raise ValueError(f"its fields are {', '.join(map(str, row))[:80]}; known: {known}")
 
 

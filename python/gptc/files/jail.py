@@ -36,6 +36,9 @@ _REFUSED = {
         "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117),
         "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
         "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
+        "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
+        "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "ioprio_set": (251, 30),
+        "syslog": (103, 116),
     },
     "limits and namespaces": {
         "prlimit64": (302, 261), "setrlimit": (160, 164), "unshare": (272, 97), "setns": (308, 268),
@@ -45,7 +48,8 @@ _REFUSED = {
         "fchmodat2": (452, 452), "utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1),
         "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
         "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
-        "setxattrat": (463, 463), "removexattrat": (466, 466),
+        "setxattrat": (463, 463), "removexattrat": (466, 466), "chown": (92, -1),
+        "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54), "file_setattr": (469, 469),
     },
     "memory that stays, or that no limit counts": {
         "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
@@ -63,6 +67,14 @@ _MACHINES = {
     "aarch64": (1, 0xC00000B7, 220, 91),
 }
 _CLONE3 = 435
+# Calls that depend on an argument: its place, the listed values, and the errors (0: allowed) of
+# those and of others. An owner of a descriptor gets signals of it; ioctl changes flags of files
+# that can be read, and what remains are questions about a terminal, and closing on exec.
+_BY_ARGUMENT = {
+    (72, 25): (1, (8, 15), errno.EPERM, 0),  # fcntl: F_SETOWN, F_SETOWN_EX
+    (157, 167): (0, (1,), errno.EPERM, 0),  # prctl: PR_SET_PDEATHSIG
+    (16, 29): (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451), 0, errno.ENOTTY),  # ioctl
+}
 _READ, _WRITE = 0b1101, 0b10  # Landlock's rights of files: execute, read, list; write
 
 
@@ -77,13 +89,19 @@ def _checked(result: int, what: str) -> int:
 
 
 def limit(seconds: int, n_bytes: int) -> None:
-    """Limits time, memory and files. Processes are refused; memory limits threads."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    for kind, most in (
-        (resource.RLIMIT_AS, n_bytes), (resource.RLIMIT_FSIZE, _FILE_BYTES),
-        (resource.RLIMIT_NOFILE, _FILES), (resource.RLIMIT_CORE, 0),
+    """Limits time, memory and files. Processes are refused; memory limits threads.
+
+    A limit that is lower already stays.
+    """
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1), (resource.RLIMIT_AS, n_bytes, n_bytes),
+        (resource.RLIMIT_FSIZE, _FILE_BYTES, _FILE_BYTES),
+        (resource.RLIMIT_NOFILE, _FILES, _FILES), (resource.RLIMIT_CORE, 0, 0),
     ):  # fmt: skip
-        resource.setrlimit(kind, (most, most))
+        most = resource.getrlimit(kind)[1]
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(kind, (soft, hard))
 
 
 def leave_namespaces(folder: str) -> None:
@@ -114,7 +132,8 @@ def guard_files(folder: str) -> None:
                                  if version >= since)  # fmt: skip
     rules = struct.pack("=QQQ", rights, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _checked(_LIBC.syscall(444, rules, len(rules), 0), "Landlock")
-    own = {os.path.realpath(sys.base_prefix), "/lib", "/lib64", "/usr/lib", "/usr/share/zoneinfo"}
+    prefix = os.path.realpath(sys.base_prefix)  # other folders in it may be the user's
+    own = {f"{prefix}/lib", f"{prefix}/lib64", "/lib", "/lib64", "/usr/lib", "/usr/share/zoneinfo"}
     allowed = [(folder, rights), *((path, _READ) for path in own), ("/dev/null", 0b110)]
     for path, access in allowed:
         if Path(path).exists():
@@ -142,6 +161,12 @@ def refuse_calls(machine: tuple[int, int, int, int]) -> None:
         for numbers in calls.values():
             if numbers[place] >= 0:
                 program += [step(equal, numbers[place], 0, 1), step(give, error | errno.EPERM)]
+    for call, (argument, listed, if_listed, otherwise) in _BY_ARGUMENT.items():
+        n = len(listed)
+        body = [step(load, 16 + 8 * argument)]
+        body += [step(equal, value, n - i) for i, value in enumerate(listed)]
+        body += [step(give, error | no if no else allow) for no in (otherwise, if_listed)]
+        program += [step(equal, call[place], 0, len(body)), *body]
     # A clone is a thread, or a process.
     program += [step(equal, clone, 0, 3), step(load, 16), step(any_bit, 0x10000, 1)]
     program += [step(give, error | errno.EPERM), step(give, allow)]
@@ -151,7 +176,7 @@ def refuse_calls(machine: tuple[int, int, int, int]) -> None:
 
 
 def close_up(folder: str, seconds: int, n_bytes: int) -> None:
-    """Takes away all rights. Refused where the kernel lacks a means."""
+    """Takes away all rights, and ends with the parent. Refused where the kernel lacks a means."""
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None:
         raise Refused("it is for Linux on x86-64 and aarch64")
@@ -161,6 +186,7 @@ def close_up(folder: str, seconds: int, n_bytes: int) -> None:
     guard_files(folder)
     header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
     _checked(_LIBC.syscall(machine[3], header, none), "capabilities")
+    _checked(_LIBC.prctl(1, 9, 0, 0, 0), "SIGKILL with the parent")
     limit(seconds, n_bytes)
     refuse_calls(machine)
 

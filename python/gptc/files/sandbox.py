@@ -11,7 +11,10 @@ import secrets
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
 from typing import Literal
 
 from gptc.errors import GptcError
@@ -24,14 +27,45 @@ _WAIT = 5  # times as long on a busy machine
 Verdict = Literal["passed", "failed", "timed out"]
 
 
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder. It is removed however deep a program has made it, where it is on disk."""
+    with tempfile.TemporaryDirectory(prefix="gptc-code-") as folder:
+        try:
+            yield folder
+        finally:
+            _flatten(folder)
+
+
+def _flatten(folder: str) -> None:
+    """Moves all below the folders in a folder up to it: Python removes folders by recursion."""
+    name, numbers = secrets.token_hex(16), count()
+    waiting = [path for path in Path(folder).iterdir() if _is_folder(path)]
+    while waiting:
+        path = waiting.pop()
+        path.chmod(0o700)
+        for child in list(path.iterdir()):
+            is_folder, moved = _is_folder(child), Path(folder, f"{name}-{next(numbers)}")
+            if is_folder:
+                child.chmod(0o700)  # else it cannot be moved
+                waiting.append(moved)
+            child.rename(moved)
+        path.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def run_code(program: str, seconds: int = SECONDS, n_bytes: int = N_BYTES) -> Verdict:
     """Whether a program ends without an exception. GptcError if no sandbox can be made here.
 
-    A program that ends its process has failed.
+    A program that ends its process has failed. One that the machine is too busy to begin has
+    timed out.
     """
     token = secrets.token_hex(16).encode()
     with (
-        tempfile.TemporaryDirectory(prefix="gptc-code-") as folder,
+        _folder() as folder,
         tempfile.TemporaryFile() as state,
     ):
         number = state.fileno()
@@ -57,9 +91,14 @@ def run_code(program: str, seconds: int = SECONDS, n_bytes: int = N_BYTES) -> Ve
             child.wait()
         state.seek(0)
         found = state.read(4096)
+    if late and not found:
+        return "timed out"
     if not found.startswith(b"ready\n"):
         reason = found.decode("utf-8", "replace") or "it ends before it begins"
-        raise GptcError(f"code cannot be run in a sandbox here ({reason}): leave out --run-code")
+        raise GptcError(
+            f"code cannot be run in a sandbox here ({reason}): use Linux 5.13 or later with "
+            "Landlock and seccomp, or leave out this --task"
+        )
     if found == b"ready\n" + token and child.returncode == 0:
         return "passed"
     return "timed out" if late else "failed"

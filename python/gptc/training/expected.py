@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gptc.engine.config import GPTConfig
 from gptc.errors import UsageError
 from gptc.files.words import count
-from gptc.training.options import SHAPE, TrainOptions
+from gptc.training.options import EXPERTS, SHAPE, TrainOptions
 from gptc.training.plan import forecast
 from gptc.training.progress import SilentProgress
 from gptc.training.resolve import new_options
@@ -49,7 +49,7 @@ KNOWN = {
     *SHAPE, "depth", "steps", "tokens", "minutes", "seq_len", "batch_size", "grad_accum", "lr",
     "min_lr", "schedule", "decay_share", "warmup_steps", "warmup_share", "momentum_warmup",
     "device", "dtype", "threads", "pin", "save_every", "log_every", "sample_every", "keep_last",
-}  # fmt: skip
+} - {*EXPERTS}  # fmt: skip
 
 
 def check_target(
@@ -84,7 +84,7 @@ def _refuse(rule: Rule, run: TrainOptions, size: float, target: float, tokens: f
     advice = f"--steps {steps}" if 0 < steps < 2**40 else "a larger model"
     raise UsageError(
         f"--target {target:g} cannot be reached: {what} tokens with {count(size)} numbers in "
-        f"layers are expected to end at {expected:.3f}; use {advice}, or a --target above that"
+        f"layers are expected to end at {expected:.3f}; use {advice}, or a higher --target"
     )
 
 

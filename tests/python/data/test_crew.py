@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from corpus import nasty_text, set_block, write_source
+from gptc.cli.prepare import _prepare
 from gptc.data.crew import Crew, serve
 from gptc.data.dataset import Dataset
 from gptc.data.job import Job
 from gptc.data.preparation import prepare
 from gptc.data.shards import ShardFile
 from gptc.engine.world import World
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from mpi_jobs import ThreadWorld, thread_worlds
 from vocabularies import llama_like
 
@@ -134,6 +135,14 @@ def test_ranks_continue_after_the_shards_of_another_number(
 def test_an_error_of_rank_0_lets_the_others_end(tmp_path: Path) -> None:
     with pytest.raises(GptcError, match="none"), crew_of(2) as crew:
         prepare([str(tmp_path / "none")], tmp_path / "out", crew=crew, tokenizer="bpe:300")
+
+
+def test_several_ranks_refuse_the_standard_input(tmp_path: Path) -> None:
+    """Which mpirun of Open MPI 5 repeats, or does not end."""
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="name a file or a named pipe"), crew_of(2) as crew:
+        _prepare(("-",), out, False, crew, {"tokenizer": "bpe:300"})
+    assert not out.exists()
 
 
 def test_the_parts_of_one_rank_stay() -> None:

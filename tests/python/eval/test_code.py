@@ -153,6 +153,13 @@ def test_a_broken_problem_is_named(
     assert message in ran.err
 
 
+def test_a_row_that_lacks_a_field_of_a_problem_names_them(tmp_path: Path, gptc: Gptc) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "def f():", "test": ""}))
+    ran = gptc("eval", "-m", "nothing", "--task", path, "--run-code")
+    assert ran.err.endswith("; prompt, test, entry_point\n")
+
+
 @needs_sandbox
 def test_a_prompt_that_is_too_long_is_named(writer: Model, tokenizer: Tokenizer) -> None:
     long = Problem("x" * 10_000, "", "f")

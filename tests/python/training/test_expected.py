@@ -61,7 +61,13 @@ def test_a_target_below_the_floor_of_a_size_is_refused() -> None:
 
 
 def test_other_data_and_optimizers_are_not_known() -> None:
-    for given in ({"data": "book.txt"}, {"optimizer": "adamw"}, {"preset": "gpt2"}, {"ema": 0.9}):
+    for given in (
+        {"n_expert": 4},
+        {"data": "book.txt"},
+        {"optimizer": "adamw"},
+        {"preset": "gpt2"},
+        {"ema": 0.9},
+    ):
         _check(0.1, **given)
     check_target(None, {}, RECIPE.options, 0.1, Path())
     check_target(RECIPE.rule, {}, RECIPE.options, None, Path())
