@@ -46,16 +46,25 @@ static bool read_line(const char *line, char address[ADDRESS_BYTES]) {
     return true;
 }
 
+/* Whether a list has the address, which may also be a part of another one. */
+static bool has(const char *text, const char *address) {
+    size_t length = strlen(address);
+    for (const char *at = text; (at = strstr(at, address)); at++)
+        if ((at == text || at[-1] == ' ') && (!at[length] || at[length] == ',')) return true;
+    return false;
+}
+
 int addresses_tried(char *text, size_t bytes) {
     static const char *const tables[] = {"/proc/self/net/tcp", "/proc/self/net/tcp6"};
     char line[LINE_BYTES], address[ADDRESS_BYTES];
     int n = 0;
-    if (bytes) *text = 0;
+    if (!bytes) return 0;
+    *text = 0;
     for (int i = 0; i < 2; i++) {
         FILE *table = fopen(tables[i], "re");
         while (table && fgets(line, sizeof line, table)) {
             size_t used = strlen(text);
-            if (!read_line(line, address) || strstr(text, address)) continue;
+            if (!read_line(line, address) || has(text, address)) continue;
             if (used + strlen(address) + 3 > bytes) continue;
             snprintf(text + used, bytes - used, n++ ? ", %s" : "%s", address);
         }

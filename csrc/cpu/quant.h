@@ -299,9 +299,7 @@ static inline quad_halves halves_of(vb u) {
 
 /* sum + both products of u with the two numbers of 16 bits in a. */
 static inline vi pairs_dot(vi sum, vs u, int32_t a) {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
     return sum + (vi)_mm512_madd_epi16((__m512i)u, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)
     return sum + (vi)_mm256_madd_epi16((__m256i)u, _mm256_set1_epi32(a));

@@ -1,10 +1,12 @@
 /* The products of one thread with weights of each form of quant.h, in float64 by their definition there:
  * with the kernels of each level of this machine, and with those of 16 lanes and of AMX's tiles (tiles.h) in
- * plain C, which are compiled here. */
+ * plain C, which are compiled here. Included by test_kernel_words.c: with those that it compiles alone. */
 #define CPU_BF16
+#ifndef ONLY_IN_PLAIN_C
 #define CPU_AMX
 #define GPTC_EMULATE_AMX
 #define PLAIN_LANES 16
+#endif
 #include "cpu/kernel_quant.h"
 #include "testing.h"
 
@@ -22,6 +24,9 @@ static const struct {
     const quant_level *level;
     int step;
 } levels[] = {
+#ifdef ONLY_IN_PLAIN_C
+    {ONLY_IN_PLAIN_C, &in_plain_c, 5},
+#else
     {"16 lanes and tiles in plain C", &in_plain_c, 1},
     {"portable", &cpu_quant_portable_quant_level, 5},
 #ifdef GPTC_HAS_AVX2
@@ -35,6 +40,7 @@ static const struct {
 #endif
 #ifdef GPTC_HAS_AMX
     {"amx", &cpu_quant_amx_quant_level, 1},
+#endif
 #endif
 };
 
