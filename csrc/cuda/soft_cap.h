@@ -16,7 +16,7 @@ static inline soft_cap cap_of(float cap, float scale) {
     return {2 * cap / scale, 2 * LOG2E * scale / cap, 1 / (cap * LOG2E)};
 }
 /* A product whose score has the cap: tanh(y) is 1 - 2 / (1 + exp(2 y)), also where that overflows. Scores are within
- * 2e-7 of the cap's size, which is enough for bf16. */
+ * about 3e-7 of the cap's size, which is enough for bf16. */
 static __device__ inline float capped(const soft_cap &c, float product) {
     return c.twice * (0.5f - inverse_of(1 + exp2_of(c.rate * product)));
 }
