@@ -177,11 +177,14 @@ def _rendered(template: _Template, variables: dict[str, Any], ends: list[Any]) -
 
 
 def n_common(a: str, b: str) -> int:
-    """The number of characters with which both texts begin."""
+    """The number of characters with which both texts begin.
+
+    generation/prefixes.py has the same for tokens; this program imports nothing of gptc.
+    """
     if b.startswith(a):
         return len(a)
     least, most = 0, min(len(a), len(b))
-    while least < most:  # halves what is left, which compares characters as fast as memory is read
+    while least < most:  # comparing slices is much faster than a loop over characters
         middle = (least + most + 1) // 2
         if a[least:middle] == b[least:middle]:
             least = middle

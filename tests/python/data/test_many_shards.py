@@ -83,6 +83,7 @@ def test_sources_that_have_no_room_are_refused_before_the_text_is_encoded(
     prepare([str(folder)], tmp_path / "out").verify()
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("content", ["text " * 100, ROWS * 2])
 def test_force_replaces_a_dataset_json_that_cannot_be_read(tmp_path: Path, content: str) -> None:
     source, out = source_of(tmp_path, content), tmp_path / "out"
@@ -110,6 +111,7 @@ def test_a_journal_is_read_line_by_line(tmp_path: Path) -> None:
     assert notes == []
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("content", "why"),
     [
