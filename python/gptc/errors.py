@@ -62,7 +62,7 @@ class GptcError(Exception):
 
 
 class Uncopied:
-    """An object that owns memory of the library or an open file: a copy would free it twice."""
+    """An object that owns memory of a library or an open file: a copy would free it twice."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         name = type(self).__name__

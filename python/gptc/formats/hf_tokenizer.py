@@ -104,7 +104,7 @@ def _same_by_merges(tokenizer: SentencePieceTokenizer) -> bytes | None:
 
 
 def _check(tokenizer: Tokenizer, definition: bytes) -> None:
-    check_tokens(tokenizer, HuggingFaceTokenizer(definition.decode()), "tokenizer.json")
+    check_tokens(tokenizer, HuggingFaceTokenizer(definition), "tokenizer.json")
 
 
 def _begun(definition: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gptc.errors import DeadEnd, GptcError, UsageError
+from gptc.errors import DeadEnd, GptcError, Uncopied, UsageError
 from gptc.files.limits import limit, refuse
 from gptc.files.words import pip_install
 from gptc.generation import gbnf
@@ -54,7 +54,7 @@ _MOST_LISTED = 8  # characters in a message
 _LAYOUT = {"whitespace_pattern": " |\n {0,20}"}
 
 
-class Constraint:
+class Constraint(Uncopied):
     """A pattern applied to a vocabulary."""
 
     def __init__(self, pieces: Sequence[bytes], ends: Sequence[int], rules: str, kind: str) -> None:
@@ -117,7 +117,7 @@ def _on_a_large_stack(call: Callable[[], T]) -> T:
         return result.result()
 
 
-class GrammarState:
+class GrammarState(Uncopied):
     """The tokens that may follow one text."""
 
     def __init__(self, constraint: Constraint) -> None:

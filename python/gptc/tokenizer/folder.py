@@ -6,6 +6,7 @@ hold the pair of GPT-2 or Qwen, vocab.json and merges.txt.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from gptc.tokenizer.definition import (
 )
 from gptc.tokenizer.marks import DEFAULT, Marks, marks_from
 from gptc.tokenizer.native import is_gpt2s
+from gptc.tokenizer.outline import dump_definition, read_outline
 from gptc.tokenizer.patterns import CUTS, GPT2
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
@@ -223,7 +225,7 @@ def _read_one(path: Path, files: _Files) -> _Theirs | None:
     tokenizer: _Theirs
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
         try:
-            saved = parse_json(data, str(path), name="entries")
+            saved = read_outline(data, str(path))
         except GptcError:
             if path.name == JSON:
                 raise
@@ -233,12 +235,13 @@ def _read_one(path: Path, files: _Files) -> _Theirs | None:
         if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
             _refuse_damaged(path)
             return None
-        try:
-            definition = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise GptcError(f"{path} is not UTF-8: copy it again") from None
-        tokenizer = HuggingFaceTokenizer(definition, where=str(path))
-        tokenizer = _with_more(tokenizer, saved, files, str(path))
+        data = data.removeprefix(codecs.BOM_UTF8)
+        tokenizer = HuggingFaceTokenizer(data, where=str(path), outline=saved)
+        added = _more(tokenizer, saved, files)
+        if added:
+            del tokenizer  # its memory is for the one that follows
+            where = f"{path}, with the tokens that other files add,"
+            tokenizer = HuggingFaceTokenizer(_with_more(data, added), where=where)
         tokenizer.bos = _bos(tokenizer, files)
         return tokenizer
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n", data[:400]):
@@ -259,21 +262,21 @@ def _refuse_damaged(path: Path) -> None:
         raise GptcError(f"{path} is damaged, or not a {JSON} of Hugging Face: copy it again")
 
 
-def _with_more(
-    tokenizer: HuggingFaceTokenizer, saved: dict[str, Any], files: _Files, where: str
-) -> HuggingFaceTokenizer:
-    """A tokenizer.json with the tokens that other files add to it, as in transformers."""
-    entries = list(saved.get("added_tokens") or ())
-    there = {entry["content"] for entry in entries}
+def _more(
+    tokenizer: HuggingFaceTokenizer, saved: dict[str, Any], files: _Files
+) -> list[dict[str, Any]]:
+    """The tokens that other files add to a tokenizer.json, as in transformers."""
+    there = {entry["content"] for entry in saved.get("added_tokens") or ()}
     added = sorted(token for token in files.added().values() if token.content not in there)
-    if not added:
-        return tokenizer
-    for token in added:
-        own = tokenizer.id_of(token.content)
-        entries.append(token._replace(id=token.id if own is None else own)._asdict())
-    definition = json.dumps({**saved, "added_tokens": entries}, ensure_ascii=False)
-    where = f"{where}, with the tokens that other files add,"
-    return HuggingFaceTokenizer(definition, where=where)
+    own = {token.content: tokenizer.id_of(token.content) for token in added}
+    ids = {text: id for text, id in own.items() if id is not None}
+    return [token._replace(id=ids.get(token.content, token.id))._asdict() for token in added]
+
+
+def _with_more(definition: bytes, added: list[dict[str, Any]]) -> bytes:
+    """A tokenizer.json with more tokens."""
+    saved = json.loads(definition)
+    return dump_definition({**saved, "added_tokens": [*(saved.get("added_tokens") or ()), *added]})
 
 
 def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) -> _Theirs:
@@ -296,7 +299,7 @@ def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) ->
     legacy = files.config.get("legacy") is not False
     vocabulary = Scored(pieces, scores, types, add_space)
     definition = scored_definition(vocabulary, first_only=not legacy, added=added)
-    return HuggingFaceTokenizer(json.dumps(definition, ensure_ascii=False), where=where)
+    return HuggingFaceTokenizer(dump_definition(definition), where=where)
 
 
 def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFaceTokenizer:
@@ -326,8 +329,8 @@ def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFac
     for text, id in [*files.specials_in(vocab), *_end_in(vocab)]:
         added.setdefault(id, Added(id, text, special=True))
     space = files.config.get("add_prefix_space") is True
-    made = pair_definition(vocab, merges, added, space, _PAIR_CLASSES[kind])
-    definition = json.dumps(made, ensure_ascii=False)
+    definition = dump_definition(pair_definition(vocab, merges, added, space, _PAIR_CLASSES[kind]))
+    del vocab, merges
     tokenizer = HuggingFaceTokenizer(definition, where=str(vocab_file))
     if files.config.get("add_bos_token") is True:
         tokenizer.bos = tokenizer.id_of(files.named("bos_token") or END_OF_TEXT)

@@ -21,7 +21,7 @@ from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 
 MOST_IDS = 1 << 24
-_SPARE_IDS = 1 << 16  # without a token: vocabularies are padded
+SPARE_IDS = 1 << 16  # without a token: vocabularies are padded
 
 _VERSION = 1  # of the texts that are tried
 _SECONDS = 4  # and one for each MB, of one core
@@ -55,7 +55,7 @@ def check_ids(ids: list[int], where: str) -> int:
     if not all(type(id) is int for id in ids) or min(ids) < 0:
         raise GptcError(f"{where} has ids of tokens that are not whole numbers from 0 on")
     size = max(ids) + 1
-    if size > min(MOST_IDS, len(set(ids)) + _SPARE_IDS):
+    if size > min(MOST_IDS, len(set(ids)) + SPARE_IDS):
         raise GptcError(
             f"{where} has {len(ids):,} tokens, and ids up to {size - 1:,}: they have to be dense, "
             f"and below {MOST_IDS:,}"

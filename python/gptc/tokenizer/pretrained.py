@@ -10,20 +10,20 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gptc.errors import GptcError, UnknownTokenizer
-from gptc.files.values import parse_json
 from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, any_of
 from gptc.tokenizer.cutting import checked_cut
-from gptc.tokenizer.libraries import called, check_ids, remember, try_out
+from gptc.tokenizer.libraries import MOST_IDS, SPARE_IDS, called, check_ids, remember, try_out
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
+from gptc.tokenizer.outline import dump_definition, read_outline, with_joined_merges
 from gptc.tokenizer.patterns import SAFE
 from gptc.tokenizer.scored import Proto, read_proto
 from gptc.tokenizer.utf8 import decode_utf8
@@ -206,55 +206,94 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
 
     kind = "huggingface"
 
-    def __init__(self, definition: str, start: str | None = None, where: str = "it") -> None:
-        """`definition` is the text of the file. GptcError when it is none."""
+    def __init__(
+        self,
+        definition: str | bytes,
+        start: str | None = None,
+        where: str = "it",
+        outline: Any = None,
+    ) -> None:
+        """`definition` is the text of the file. GptcError when it is none.
+
+        `outline` is what `read_outline` gives for it, where that is known.
+        """
         import tokenizers
 
-        content = definition.encode("utf-8", "surrogatepass")
-        parsed = parse_json(content, where, name="entries")
-        if not isinstance(parsed, dict):
+        content = (
+            definition
+            if isinstance(definition, bytes)
+            else definition.encode("utf-8", "surrogatepass")
+        )
+        outline = read_outline(content, where) if outline is None else outline
+        if not isinstance(outline, dict):
             raise GptcError(f"{where} is not a tokenizer.json: copy the file again")
-        _check_normalizer(parsed.get("normalizer"), where)
-        try_out("tokenizers", content, where)
+        _check_normalizer(outline.get("normalizer"), where)
+        model = outline.get("model")
+        model = model if isinstance(model, dict) else {}
+        read = with_joined_merges(content, model.get("n_pairs", 0))
+        try_out("tokenizers", read, where)
         with called(where, "update that package, or copy the file again"):
-            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(definition)
+            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(read)
+            del read
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-            vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-            added = self._tokenizer.get_added_tokens_decoder()
+            names = self._names(where)
             # Such as "▁the" for a "the" that begins a text.
             first = self._tokenizer.encode("a", add_special_tokens=False).ids
             decoded = self._tokenizer.decode(first)
-        self._definition = definition
+            added = self._tokenizer.get_added_tokens_decoder()
+        self._definition = content
         self._renamed: tuple[frozenset[int], tokenizers.Tokenizer, dict[int, str]] | None = None
-        self.vocab_size = check_ids(list(vocabulary.values()), where)
-        for entry in parsed.get("added_tokens") or ():
+        for entry in outline.get("added_tokens") or ():
             self.takes_spaces = self.takes_spaces or entry.get("lstrip") is True
-            if vocabulary.get(entry["content"]) != entry["id"]:
+            if self.id_of(entry["content"]) != entry["id"]:
                 raise GptcError(
                     f"{where} gives its token {entry['content']!r} an id that does not follow "
                     f"those before it, {entry['id']:,}: correct it"
                 )
         ends = {token.content: id for id, token in added.items()}
         self.end_of_text = next((ends[end] for end in _ENDS if end in ends), None)
-        self.unknown_id = vocabulary.get((parsed.get("model") or {}).get("unk_token") or "")
-        processor = json.dumps(parsed.get("post_processor"))
+        unknown = model.get("unk_token")
+        self.unknown_id = self.id_of(unknown if isinstance(unknown, str) else "")
+        processor = json.dumps(outline.get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
-        self._pieces = self._read_pieces(where)
-        if self.unknown_id is None and "ByteLevel" in json.dumps(parsed.get("decoder")):
+        decoder = json.dumps(outline.get("decoder") or {})
+        self._pieces = self._read_pieces(names, decoder, where)
+        if self.unknown_id is None and "ByteLevel" in decoder:
             known = {piece for piece in self._pieces if len(piece) == 1}
             self.absent_bytes = bytes(i for i in range(256) if bytes([i]) not in known)
         self.start = start or self.start_text()
         self.adds_space = b"".join(self._pieces[i] for i in first).startswith(b" ")
         self.strips_space = self.adds_space and decoded == "a"
 
-    def _read_pieces(self, where: str) -> list[bytes]:
-        model = json.dumps(json.loads(self._definition).get("decoder") or {})
+    def _names(self, where: str) -> Iterator[tuple[str, int]]:
+        """The tokens with their ids, after a check of the ids.
+
+        The library's mapping of all is made only for ids that several tokens share, or that are
+        few and far between.
+        """
+        tokenizer = self._tokenizer
+        added = tokenizer.get_added_tokens_decoder().values()
+        inner = tokenizer.model.token_to_id
+        n_names = tokenizer.get_vocab_size(with_added_tokens=False)
+        n_names += sum(inner(token.content) is None for token in added)
+        bound = min(MOST_IDS, n_names + SPARE_IDS)
+        ids = [id for id in range(bound) if tokenizer.id_to_token(id) is not None]
+        if len(ids) != n_names:
+            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+            self.vocab_size = check_ids(list(vocabulary.values()), where)
+            return iter(vocabulary.items())
+        self.vocab_size = check_ids(ids, where)
+        return ((tokenizer.id_to_token(id) or "", id) for id in ids)
+
+    def _read_pieces(
+        self, names: Iterable[tuple[str, int]], decoder: str, where: str
+    ) -> list[bytes]:
         added = self._tokenizer.get_added_tokens_decoder()
         read: Callable[[str], bytes]
-        if "ByteLevel" in model:
+        if "ByteLevel" in decoder:
             read = _read_byte_level
-        elif "Metaspace" in model or _SPACE in model or "\\u2581" in model:
+        elif "Metaspace" in decoder or _SPACE in decoder or "\\u2581" in decoder:
             read = _read_sentencepiece
         else:
             raise UnknownTokenizer(
@@ -262,7 +301,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
                 "text would not come back from it: use another tokenizer"
             )
         pieces = [b""] * self.vocab_size
-        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+        for piece, token in names:
             try:
                 pieces[token] = piece.encode() if token in added else read(piece)
             except KeyError:
@@ -296,8 +335,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
             secret = secrets.token_hex(16)
             hidden = {id: f"<{secret}-{id}>" for id in names}
             with called("the tokenizer with hidden names"):
-                definition = json.dumps(_with_names(self.saved, names, hidden))
-                found = tokenizers.Tokenizer.from_str(definition)
+                definition = dump_definition(_with_names(self.saved, names, hidden))
+                found = tokenizers.Tokenizer.from_buffer(definition)
                 found.no_padding()
                 found.no_truncation()
             self._renamed = key, found, hidden
@@ -333,7 +372,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         return super().specials | {id for id, token in added.items() if token.special}
 
     def mapping(self) -> dict[str, Any]:
-        return {"kind": self.kind, "definition": self._definition}
+        definition = self._definition.decode("utf-8", "surrogatepass")
+        return {"kind": self.kind, "definition": definition}
 
 
 class SentencePieceTokenizer(PretrainedTokenizer):

@@ -6,12 +6,12 @@ Special tokens come first; after them, token r of the vocabulary has the id of t
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 from gptc.errors import GptcError
 from gptc.tokenizer.byte_level import ByteLevel
 from gptc.tokenizer.definition import byte_level_definition
+from gptc.tokenizer.outline import dump_definition
 from gptc.tokenizer.patterns import Cut
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 
@@ -47,7 +47,7 @@ def read_tekken(saved: dict[str, Any], where: str) -> HuggingFaceTokenizer:
     special = {name: id for id, name in enumerate(names)}
     pieces = [name.encode() for name in names] + ranked
     definition = byte_level_definition(ByteLevel(pieces, special, cut))
-    tokenizer = HuggingFaceTokenizer(json.dumps(definition, ensure_ascii=False), where=where)
+    tokenizer = HuggingFaceTokenizer(dump_definition(definition), where=where)
     tokenizer.bos = special.get("<s>")
     return tokenizer
 

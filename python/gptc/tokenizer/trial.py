@@ -32,7 +32,7 @@ def main() -> None:
 def _tokenizers(definition: bytes) -> Callable[[str], Any]:
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
+    tokenizer = tokenizers.Tokenizer.from_buffer(definition)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.get_vocab(with_added_tokens=True)

@@ -7,7 +7,6 @@ Most tokenizers are one of two sorts: byte-level (`ByteLevel`) or scored (`Score
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from gptc.errors import GptcError
@@ -29,6 +28,7 @@ from gptc.tokenizer.native import (
     is_gpt2s,
     keep_gpt2_vocabulary,
 )
+from gptc.tokenizer.outline import dump_definition
 from gptc.tokenizer.patterns import GPT2, Cut
 from gptc.tokenizer.pretrained import (
     HuggingFaceTokenizer,
@@ -92,7 +92,7 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     one = len(cut.patterns) == 1 and not cut.composes
     if complete and one and in_order and pieces[: len(ranked)] == ranked:
         return TiktokenTokenizer("byte-level", cut.patterns[0], ranked, special)
-    definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
+    definition = dump_definition(byte_level_definition(vocabulary))
     try:
         return HuggingFaceTokenizer(definition, where=where)
     except GptcError:
@@ -170,6 +170,6 @@ def from_scored(vocabulary: Scored, where: str) -> Tokenizer:
     controls = {p for p, kind in zip(pieces, types, strict=True) if kind == CONTROL}
     if USER_DEFINED in types or controls - {"<s>", "</s>", "<pad>"}:
         # SentencePiece's library does not find control tokens in a text.
-        definition = json.dumps(scored_definition(vocabulary), ensure_ascii=False)
+        definition = dump_definition(scored_definition(vocabulary))
         return HuggingFaceTokenizer(definition, where=where)
     return SentencePieceTokenizer(model_proto(vocabulary), where=where)
