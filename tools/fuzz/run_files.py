@@ -134,11 +134,19 @@ def _of_preparation(folder: Path, found: dict[str, Target]) -> None:
 
 
 def optimizer_target(folder: Path, found: dict[str, Target]) -> None:
-    """AdamW's moments, which a resumed run reads."""
-    text, run = folder / "text.txt", folder / "run"
+    """AdamW's moments, which a resumed run reads: of 4, 2 and 1 byte."""
+    text = folder / "text.txt"
     text.write_text("the cat sat on the mat. " * 40)
+    for dtype in ("fp32", "bf16", "int8"):
+        end = "" if dtype == "fp32" else f"-{dtype}"
+        _of_moments(text, folder / f"run{end}", dtype, f"optimizer.safetensors{end}", found)
+
+
+def _of_moments(text: Path, run: Path, dtype: str, name: str, found: dict[str, Target]) -> None:
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "seq_len": 8, "batch_size": 2, "threads": 1}
-    train(data=str(text), tokenizer="bytes", out=str(run), steps=1, eval_every=1, **sizes)
+    kind = {} if dtype == "fp32" else {"optimizer_dtype": dtype}
+    shape = {"tokenizer": "bytes", "steps": 1, "eval_every": 1, **sizes, **kind}
+    train(data=str(text), out=str(run), **shape)
     path = run / "ckpt-000001"
     (path / "checksums.json").unlink()
 
@@ -148,10 +156,8 @@ def optimizer_target(folder: Path, found: dict[str, Target]) -> None:
         for name, *_ in file.trained():
             for moment in ("m", "v"):
                 file.read_moment(name, moment)
-        with load_model(file, threads=1, training=True) as model:
+        with load_model(file, threads=1, training=True, **kind) as model:
             file.restore_optimizer(model)
         file.check()
 
-    found["optimizer.safetensors"] = Target(
-        path / "optimizer.safetensors", read, mutate.safetensors
-    )
+    found[name] = Target(path / "optimizer.safetensors", read, mutate.safetensors)

@@ -136,7 +136,9 @@ class _Template:
 
     def pieces(self, variables: dict[str, Any], n: int, prompt: bool) -> list[str]:
         """The text of n messages, cut after each of them that the loop has passed."""
-        text, found, n_left = [], [], self.longest
+        text: list[str] = []
+        found: list[str] = []
+        n_left = self.longest
         for piece in self._walked.generate(_ended(variables, n, prompt)):
             if piece == self._border:
                 found.append("".join(text))
