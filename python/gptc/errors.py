@@ -92,6 +92,14 @@ class UnknownTokenizer(GptcError):
     """A model is stored with a tokenizer of a sort that gptc does not read; it is not damaged."""
 
 
+class PromptTooLong(GptcError):
+    """A prompt that does not fit into the context. `n_tokens` is its length."""
+
+    def __init__(self, message: str, n_tokens: int) -> None:
+        super().__init__(message)
+        self.n_tokens = n_tokens
+
+
 class DeadEnd(GptcError):
     """A constrained text cannot continue: no token is allowed, or the grammar is too ambiguous."""
 

@@ -97,6 +97,7 @@ def serve_command(
     check_security(options)  # before the weights are read
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("gptc.serve").setLevel(logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that have left
     loading: dict[str, Any] = {
         "device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype,
     }  # fmt: skip

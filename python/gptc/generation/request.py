@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import DeadEnd, GptcError, UsageError
+from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError
 from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
     MOST_TOP,
@@ -118,10 +118,11 @@ def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_prompt(model: Model, tokens: Sequence[int], context_shift: bool) -> None:
     if len(tokens) > model.config.block_size and not context_shift:
-        raise GptcError(
+        raise PromptTooLong(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
             f"{model.config.block_size:,}; shorten it, or continue from its newer half with "
-            "--context-shift"
+            "--context-shift",
+            len(tokens),
         )
     if max(tokens) >= model.config.vocab_size:
         raise GptcError(

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, PromptTooLong
 from gptc.generation.request import Request, Sample
 from gptc.serve.jobs import Event, Job
 from gptc.serve.problems import BadRequest, Busy, Problem, Unavailable
@@ -107,6 +107,8 @@ class Answers:
             raise Busy(str(error), headers={"Retry-After": str(RETRY_S)}) from None
         except Closed as error:
             raise Unavailable(str(error)) from None
+        except PromptTooLong as error:
+            raise self._service.too_long(error) from None
         except GptcError as error:
             raise BadRequest(str(error)) from None
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -48,6 +49,7 @@ _PAGES = {
 }
 _OPEN = {*_PAGES, "/health", "/ready", "/openapi.json"}  # without a key
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+_LOGGED = 100  # characters of a path
 _POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -204,13 +206,13 @@ class App:
     def _note(self, http: HttpRequest, status: int, begin_s: float) -> None:
         """Counts and logs an answered request; status 0: the client got none."""
         scope = http.scope
-        known = (http.method, self._path(http)) in self._endpoints
-        path = self._path(http) if known else "other"
-        self._service.metrics.requests.labels(path, str(status)).inc()
+        path = self._path(http)
+        counted = path if (http.method, path) in self._endpoints else "other"
+        self._service.metrics.requests.labels(counted, str(status)).inc()
         took_ms = 1000 * (time.monotonic() - begin_s)
         log.info(
             "%s %s %s %s %d %.0f ms", scope["gptc.id"], scope.get("gptc.client", "-"), http.method,
-            path, status, took_ms,
+            quote(path)[:_LOGGED], status, took_ms,
         )  # fmt: skip
 
     def _path(self, http: HttpRequest) -> str:
@@ -236,6 +238,8 @@ class App:
 
     async def _answer(self, http: HttpRequest) -> Response:
         path, method = self._path(http), http.method
+        if method == "HEAD":  # as monitors ask; the protocol leaves the body out
+            method = "GET"
         self._check_host(http)
         if method == "OPTIONS" and self._service.options.cors:
             return Response(status_code=204)
@@ -253,12 +257,20 @@ class App:
             if others or path in _OPEN:
                 allow = ", ".join(others) or "GET"
                 raise NotAllowed(f"{path} takes {allow}", headers={"Allow": allow})
-            raise NotFound(f"{path!r:.60} is not a path of this server; see /docs")
+            raise NotFound(f"{path!r:.60} is not a path of this server; {self._instead(path)}")
         fields = None
         if endpoint.fields is not None:
             body = await read_json(http, self._service.options.timeout)
             fields = check_fields(endpoint.fields, body)
         return await endpoint.answer(self._service, http, fields)
+
+    def _instead(self, path: str) -> str:
+        """The advice for an unknown path: mostly a client's base URL lacks its /v1, or has two."""
+        known = {p for _, p in self._endpoints}
+        for near in (f"/v1{path}", path.removeprefix("/v1")):
+            if near in known:
+                return f"{near} is one: the client's base URL may end in the wrong part"
+        return "see /docs"
 
     def _check_host(self, http: HttpRequest) -> None:
         """Refuses names that a web page has made point here, where no key protects the server."""

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptc.errors import GptcError, python_names
+from gptc.errors import GptcError, PromptTooLong, python_names
 from gptc.generation.embedding import embedding, vector_of
 from gptc.generation.request import Request, Sample
 from gptc.serve.answers import Answers
@@ -39,6 +39,8 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
                 pooling = fields.get("pooling", "mean")
                 request = embedding(scheduler.model, scheduler.tokenizer, given, pooling)
                 found.append(service.adapt(request, fields))
+        except PromptTooLong as error:
+            raise service.too_long(error, "input") from None
         except GptcError as error:
             raise BadRequest(str(error), param="input") from None
     return found

@@ -31,6 +31,19 @@ class BadRequest(Problem):
     status, kind = 400, "invalid_request_error"
 
 
+class TooLong(BadRequest):
+    """The prompt does not fit into the context. Clients know it by the code or the words."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, n_tokens: int, n_ctx: int, *, param: str | None = None) -> None:
+        super().__init__(
+            f"the prompt has {n_tokens:,} tokens; this model's maximum context length is "
+            f"{n_ctx:,} tokens: shorten it",
+            param=param,
+        )
+
+
 class Unauthorized(Problem):
     """No key, or a wrong one."""
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, PromptTooLong
 from gptc.generation.batch import Batch
 from gptc.generation.drafts import Draft
 from gptc.serve.jobs import Event, Job
@@ -112,11 +112,12 @@ class Scheduler:
         key: str = "",
         priority: int = 0,
     ) -> Job:
-        """Queues a request. QueueFull, Closed, or GptcError for a prompt that cannot fit."""
+        """Queues a request. QueueFull, Closed, or PromptTooLong for one that cannot fit."""
         if len(request.prompt) > self.n_ctx and not request.options.context_shift:
-            raise GptcError(
+            raise PromptTooLong(
                 f"the prompt has {len(request.prompt):,} tokens; a sequence holds {self.n_ctx:,}: "
-                "shorten it"
+                "shorten it",
+                len(request.prompt),
             )
         job = Job(request, list(request.samples(self.tokenizer)), listener, key, priority)
         with self._changed:

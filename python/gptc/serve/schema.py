@@ -79,12 +79,16 @@ def accepted(schema: Schema) -> str:
         words += f" of at most {schema['maxLength']:,} characters"
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
-        return f"{words} between {low:g} and {high:g}"
+        return f"{words} between {_number(low)} and {_number(high)}"
     if low is not None:
-        return f"{words}, {low:g} or more"
+        return f"{words}, {_number(low)} or more"
     if "exclusiveMinimum" in schema:
         return f"{words} above {schema['exclusiveMinimum']:g}"
     return words
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _problem(schema: Schema, value: Any, name: str) -> tuple[str, str] | None:

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gptc.errors import GptcError, UsageError, python_names
+from gptc.errors import GptcError, PromptTooLong, UsageError, python_names
 from gptc.generation.options import Sampling
 from gptc.generation.request import Request, make_request
 from gptc.serve.options import ServeOptions
-from gptc.serve.problems import BadRequest, NotFound
+from gptc.serve.problems import BadRequest, NotFound, TooLong
 from gptc.settings import declared
 
 if TYPE_CHECKING:
@@ -80,8 +80,14 @@ class Service:
                     sampling=_sampling(fields), **options,
                 )  # fmt: skip
                 return self.adapt(request, fields)
+        except PromptTooLong as error:
+            raise self.too_long(error) from None
         except GptcError as error:
             raise BadRequest(str(error)) from None
+
+    def too_long(self, error: PromptTooLong, param: str | None = None) -> TooLong:
+        """The answer to a prompt that does not fit into a sequence of this server."""
+        return TooLong(error.n_tokens, self.scheduler.n_ctx, param=param)
 
 
 def _sampling(fields: Mapping[str, Any]) -> Sampling:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 from typing import Any
 
 import pytest
+from others import Others
 
 from gptc.bench.serve import bench_serve, table
 from gptc.errors import GptcError, UsageError
@@ -16,9 +16,9 @@ from gptc.errors import GptcError, UsageError
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
-def test_the_openai_package(server: Any) -> None:
-    openai = pytest.importorskip("openai", reason="pip install openai")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def test_the_openai_package(url: str, other: Others) -> None:
+    openai = other.package("openai")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == ["tiny"]
     whole = client.completions.create(
         model="tiny", prompt="Once", max_tokens=8, n=2, seed=1, logprobs=3
@@ -49,10 +49,10 @@ def test_the_openai_package(server: Any) -> None:
         client.completions.create(model="other", prompt="a")
 
 
-def test_the_openai_package_with_schemas_tools_and_async(server: Any) -> None:
-    openai = pytest.importorskip("openai", reason="pip install openai")
+def test_the_openai_package_with_schemas_tools_and_async(url: str, other: Others) -> None:
+    openai = other.package("openai")
     pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"],
               "additionalProperties": False}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
@@ -66,7 +66,7 @@ def test_the_openai_package_with_schemas_tools_and_async(server: Any) -> None:
     assert made.function.name == "switch"
 
     async def together() -> list[str]:
-        ours = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        ours = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
         async def one(seed: int) -> str:
             stream = await ours.chat.completions.create(
@@ -99,13 +99,12 @@ def test_the_benchmark_of_servers(server: Any) -> None:
         bench_serve(f"{server.url}/nothing", clients=(1,))
 
 
-def test_curl(server: Any) -> None:
-    if not shutil.which("curl"):
-        pytest.skip("apt install curl")
+def test_curl(url: str, other: Others) -> None:
+    curl = other.program("curl", install="apt install curl")
     body = json.dumps({"prompt": "Once", "max_tokens": 5, "seed": 1, "stream": True})
     command = [
-        "curl", "-sSN", "--fail", "-H", "Content-Type: application/json", "-d", body,
-        f"{server.url}/v1/completions",
+        curl, "-sSN", "--fail", "-H", "Content-Type: application/json", "-d", body,
+        f"{url}/v1/completions",
     ]  # fmt: skip
     said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
     events = [json.loads(line[6:]) for line in said.split("\n") if line.startswith("data: {")]

@@ -1,13 +1,16 @@
-"""Clients of many users work against the server: litellm, lm-eval, langchain, schemathesis.
+"""Clients of many users work: litellm, langchain, llm, lm-eval, schemathesis.
 
-    pip install litellm 'lm-eval[api]' transformers langchain-openai schemathesis
-    pytest -m clients
+    pip install litellm 'lm-eval[api]' transformers langchain-openai llm schemathesis
+    pytest -m clients tests/python/serve
 
-The openai package and curl have their tests in test_clients.py.
+The server is a process of `gptc serve` with a model that `gptc train` has made. The openai package
+and curl have their tests in test_clients.py, browsers theirs in test_playground.py.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +18,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from others import Others, Started
 
-from gptc import embed
+from gptc import Model, embed
+from gptc.checkpoint.find import open_checkpoint
 from gptc.tokenizer.native import byte_characters
 
 pytestmark = pytest.mark.clients
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def test_litellm(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of prices
-    import litellm
+
+
+def test_litellm(started: Started, other: Others) -> None:
+    litellm = other.package("litellm")
 
     given: dict[str, Any] = {
-        "model": "openai/tiny", "api_base": f"{server.url}/v1", "api_key": "none", "seed": 1,
+        "model": "openai/tiny", "api_base": f"{started.url}/v1", "api_key": "none", "seed": 1,
         "max_tokens": 8, "num_retries": 0,
     }  # fmt: skip
     whole = litellm.completion(messages=HELLO, **given)
@@ -43,14 +52,17 @@ def test_litellm(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given["model"] = "openai/tiny"
     with pytest.raises(litellm.BadRequestError, match="temperature is"):
         litellm.completion(messages=HELLO, **given, temperature=-1.0)
+    long = [{"role": "user", "content": "Hello" * 1000}]
+    with pytest.raises(litellm.ContextWindowExceededError, match="maximum context length is 2,048"):
+        litellm.completion(messages=long, **given)
 
 
-def test_langchain(server: Any) -> None:
+def test_langchain(started: Started, other: Others) -> None:
+    openai = other.package("langchain-openai")
     from langchain_core.messages import AIMessage
-    from langchain_openai import ChatOpenAI
 
-    chat = ChatOpenAI(
-        base_url=f"{server.url}/v1", api_key="none", model="tiny", seed=3, max_tokens=8,
+    chat = openai.ChatOpenAI(
+        base_url=f"{started.url}/v1", api_key="none", model="tiny", seed=3, max_tokens=8,
         max_retries=0,
     )  # fmt: skip
     whole = chat.invoke("Hello")
@@ -68,27 +80,48 @@ def test_langchain(server: Any) -> None:
         assert found["on"] in (True, False)
 
 
-def test_embeddings_of_langchain_and_litellm(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from langchain_openai import OpenAIEmbeddings
-
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
-
-    service, texts = server.service, ["Once", "Twice"]
-    expected = embed(service.scheduler.model, service.scheduler.tokenizer, texts)
-    given = OpenAIEmbeddings(
-        base_url=f"{server.url}/v1", api_key="none", model="tiny", check_embedding_ctx_length=False
+def test_embeddings_of_langchain_and_litellm(started: Started, other: Others) -> None:
+    langchain, litellm = other.package("langchain-openai"), other.package("litellm")
+    texts = ["Once", "Twice"]
+    with Model.load(started.run, threads=1) as model:
+        expected = embed(model, open_checkpoint(started.run).tokenizer(), texts)
+    given = langchain.OpenAIEmbeddings(
+        base_url=f"{started.url}/v1", api_key="none", model="tiny", check_embedding_ctx_length=False
     )
     np.testing.assert_allclose(given.embed_documents(texts), expected, atol=1e-5)
     found = litellm.embedding(
-        model="openai/tiny", input=texts, api_base=f"{server.url}/v1", api_key="none"
+        model="openai/tiny", input=texts, api_base=f"{started.url}/v1", api_key="none"
     )
     np.testing.assert_allclose([e["embedding"] for e in found.data], expected, atol=1e-5)
 
 
-def test_schemathesis_finds_no_error_of_the_server(server: Any, tmp_path: Path) -> None:
+def test_llm(started: Started, other: Others, tmp_path: Path) -> None:
+    """Simon Willison's command line, with the model in its list of others' models."""
+    other.package("llm")
+    entry = f"- model_id: ours\n  model_name: tiny\n  api_base: {started.url}/v1\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(entry)
+
+    def run(*arguments: str) -> str:
+        environment = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
+        command = [sys.executable, "-m", "llm", "-m", "ours", "--key", "none", *arguments]
+        ran = subprocess.run(
+            [*command, "-o", "max_tokens", "8", "-o", "seed", "1", "Hello"],
+            env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    streamed = run()
+    assert len(streamed.encode()) >= 8
+    assert run("--no-stream") == streamed
+
+
+def test_schemathesis_finds_no_error_of_the_server(
+    started: Started, other: Others, tmp_path: Path
+) -> None:
+    other.package("schemathesis")
     command = [
-        Path(sys.executable).with_name("st"), "run", f"{server.url}/openapi.json", "--seed", "1",
+        Path(sys.executable).with_name("st"), "run", f"{started.url}/openapi.json", "--seed", "1",
         "--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", "5",
         "--generation-database", "none",
     ]  # fmt: skip
@@ -116,44 +149,80 @@ def byte_folder(path: Path) -> str:
     return str(path)
 
 
-def log_likelihood(model: Any, context: bytes, rest: bytes) -> tuple[float, bool]:
-    """The log-probability of a text after another, in process; whether it is the likeliest."""
-    with model.session() as session:
-        tokens = list(context + rest)
-        logits = session.decode(np.array(tokens, np.int32), 0, np.ones(len(tokens), bool))
-    rows = logits[len(context) - 1 : -1].astype(np.float64)
-    scores = rows - np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1, keepdims=True))
-    scores -= rows.max(1, keepdims=True)
-    best = bool((rows.argmax(1) == list(rest)).all())
-    return float(scores[np.arange(len(rest)), list(rest)].sum()), best
+TASKS = {
+    "choice": """output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+""",
+    "writing": """output_type: generate_until
+doc_to_text: "{{context}}"
+doc_to_target: " the"
+generation_kwargs:
+  until: ["e"]
+  max_gen_toks: 8
+  do_sample: false
+metric_list:
+  - metric: exact_match
+""",
+}
 
 
-def test_lm_eval_has_the_numbers_of_the_model(server: Any, tmp_path: Path) -> None:
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.registry import get_model
+def test_lm_eval_has_the_numbers_of_the_model_in_process(
+    started: Started, other: Others, tmp_path: Path
+) -> None:
+    """`local-completions` asks the server, and gptc's model class the model in this process."""
+    lm_eval = other.package("lm-eval")
+    for name in ("aiohttp", "tenacity", "transformers"):  # of lm-eval[api]
+        pytest.importorskip(name, reason=f"pip install {name}")
+    from lm_eval.tasks import TaskManager
 
-    harness = get_model("local-completions")(
-        base_url=f"{server.url}/v1/completions", model="tiny", tokenizer_backend="huggingface",
-        tokenizer=byte_folder(tmp_path), num_concurrent=4, max_retries=1, max_length=500,
+    import gptc.bench.harness  # noqa: F401  (registers the model)
+
+    texts = ["the fox ran under the tree", "a king sat, and", "the bear saw", "x " * 60]
+    rows = [
+        {"context": text, "choices": [" the fox", " and sat", " under it all", " so"], "answer": i}
+        for i, text in enumerate(texts)
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, task in TASKS.items():
+        head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        (tmp_path / f"{name}.yaml").write_text(
+            f"{head}    test: {questions}\ntest_split: test\n{task}"
+        )
+    served = (
+        f"base_url={started.url}/v1/completions,model=tiny,num_concurrent=4,max_length=2000,"
+        f"tokenizer_backend=huggingface,tokenizer={byte_folder(tmp_path / 'tokenizer')}"
+    )
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    ours, theirs = (
+        lm_eval.simple_evaluate(
+            model=kind, model_args=arguments, tasks=list(TASKS), task_manager=tasks,
+            device="cpu", batch_size=1, log_samples=True, bootstrap_iters=0,
+        )
+        for kind, arguments in (
+            ("gptc", f"model={started.run}"), ("local-completions", served),
+        )
     )  # fmt: skip
-    pairs = [("Once upon a time", " there was"), ("The", " end"), ("x", "yz"), ("1 + 1 =", " 2")]
+    for name in TASKS:
+        for metric, value in ours["results"][name].items():
+            if isinstance(value, float):
+                assert theirs["results"][name][metric] == value, metric
+        for one, two in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+            if name == "writing":
+                assert one["resps"] == two["resps"]
+                assert one["resps"][0][0]
+            else:
+                scores, others_ = (_scores(sample["resps"]) for sample in (one, two))
+                assert len(scores) == 8  # a score and whether it is the likeliest, four times
+                np.testing.assert_allclose(others_, scores, rtol=0, atol=1e-4)
 
-    def instances(kind: str, values: list[Any]) -> list[Any]:
-        return [
-            Instance(request_type=kind, doc={}, arguments=value, idx=i, metadata=("t", i, 1))
-            for i, value in enumerate(values)
-        ]
 
-    found = harness.loglikelihood(instances("loglikelihood", pairs))
-    model = server.service.scheduler.model
-    for (score, best), (context, rest) in zip(found, pairs, strict=True):
-        expected, likeliest = log_likelihood(model, context.encode(), rest.encode())
-        assert score == pytest.approx(expected, abs=1e-4)
-        assert best == likeliest
-    until = [("Once", {"until": ["\n"], "max_gen_toks": 6, "temperature": 0})]
-    (text,) = harness.generate_until(instances("generate_until", until))
-    from gptc.generation.decoder import generate
-
-    options = {"max_tokens": 6, "stop": ["\n"], "temperature": 0.0}
-    (ours,) = generate(model, server.service.scheduler.tokenizer, "Once", **options)
-    assert text == ours
+def _scores(values: Any) -> list[float]:
+    if isinstance(values, list | tuple):
+        return [x for value in values for x in _scores(value)]
+    return [float(values == "True") if values in ("True", "False") else float(values)]

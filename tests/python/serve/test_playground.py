@@ -1,16 +1,22 @@
-"""The page in a real browser: it streams, stops, shows alternatives, fits 360 px, and remembers."""
+"""The page in a real browser: it streams, stops, shows alternatives, fits 360 px, and remembers.
+
+    pip install playwright; apt install chromium; npm install --no-save axe-core
+    pytest -m clients tests/python/serve
+
+Pictures are kept in build/screenshots.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from others import Others, Started
 
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
@@ -20,6 +26,12 @@ from small_models import make_adapter, make_checkpoint, make_config
 ROOT = Path(__file__).resolve().parents[3]
 STATIC = ROOT / "python" / "gptc" / "serve" / "static"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+PICTURES = ROOT / "build" / "screenshots"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+clients = pytest.mark.clients
 
 
 def test_pages_load_nothing_from_elsewhere() -> None:
@@ -34,48 +46,53 @@ def test_pages_load_nothing_from_elsewhere() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="pip install playwright, apt install chromium"
-    )
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not program:
-        pytest.skip("no chromium: apt install chromium")
-    with api.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
+def launched() -> Iterator[dict[str, Any]]:
+    """The browser of this file, once one was started: headless, with an empty folder of data."""
+    kept: dict[str, Any] = {}
+    yield kept
+    if kept:
+        kept["browser"].close()
+        kept["play"].stop()
 
 
 @pytest.fixture
-def page(browser: Any, server: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    with opened(browser, server.url, request.node.name) as page:
+def browser(launched: dict[str, Any], other: Others) -> Any:
+    api = other.package("playwright", "playwright.sync_api")
+    program = other.program("chromium", "chromium-browser", install="apt install chromium")
+    if not launched:
+        launched["play"] = api.sync_playwright().start()
+        launched["browser"] = launched["play"].chromium.launch(executable_path=program, args=FLAGS)
+    return launched["browser"]
+
+
+@pytest.fixture
+def page(browser: Any, started: Started, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with opened(browser, started.url, request.node.name) as page:
         yield page
 
 
 @contextmanager
-def opened(browser: Any, url: str, name: str) -> Iterator[Any]:
-    """The page, which has no error; its end is kept as build/screenshots/NAME.png."""
-    context = browser.new_context(viewport={"width": 360, "height": 740})
+def opened(browser: Any, url: str, name: str, **options: Any) -> Iterator[Any]:
+    """The page, which has no error and asks no other server; its end is a picture."""
+    context = browser.new_context(**{"viewport": {"width": 360, "height": 740}, **options})
     page = context.new_page()
     problems: list[str] = []
+    page.on("request", lambda r: None if r.url.startswith(url) else problems.append(r.url))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.set_default_timeout(60_000)
     page.goto(url)
     page.wait_for_selector("body[data-ready=yes]")
     yield page
-    page.screenshot(path=ROOT / "build" / "screenshots" / f"{name}.png", full_page=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
     assert problems == []
     context.close()
 
 
-@pytest.fixture(scope="module")
-def axe() -> str:
+@pytest.fixture
+def axe(other: Others) -> str:
     """The program of axe-core, which finds what keeps people from using a page."""
-    if not AXE.is_file():
-        pytest.skip("no axe-core: npm install --no-save axe-core")
-    return AXE.read_text("utf-8")
+    return other.file(AXE, "axe-core", install="npm install --no-save axe-core")
 
 
 def barriers(page: Any, axe: str) -> list[str]:
@@ -96,6 +113,7 @@ def wide(page: Any) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth"))
 
 
+@clients
 def test_a_completion_with_alternatives_by_keyboard(page: Any) -> None:
     assert wide(page) <= 360
     assert page.locator("#models").is_hidden()  # there is one model
@@ -117,12 +135,97 @@ def test_a_completion_with_alternatives_by_keyboard(page: Any) -> None:
     assert wide(page) <= 360
 
 
-def test_stop_session_and_theme(page: Any, server: Any) -> None:
+def focused(page: Any) -> str:
+    return str(page.evaluate("document.activeElement.id || document.activeElement.className"))
+
+
+def tab_to(page: Any, name: str) -> None:
+    """Presses Tab until an element has the focus; everything is reached so."""
+    for _ in range(60):
+        if focused(page) == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {name}")
+
+
+@clients
+def test_the_keyboard_is_enough(page: Any) -> None:
+    """No pointer: the theme, a mode, the text, an option, a run, an alternative, and stopping."""
+    tab_to(page, "theme")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab_to(page, "prompt")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("the king")
+    tab_to(page, "option-max_tokens")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("6")
+    page.keyboard.press("Control+Enter")
+    says(page, "6 tokens")
+    page.keyboard.press("Shift+Tab")
+    for _ in range(10):
+        if focused(page) != "token":
+            page.keyboard.press("Shift+Tab")
+    assert focused(page) == "token"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('prompt').value.length > 9")
+    assert page.input_value("#prompt").startswith("the king")
+    says(page, "6 tokens")
+    tab_to(page, "option-max_tokens")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("1900")
+    page.keyboard.press("Control+Enter")
+    page.locator(".token").nth(3).wait_for()
+    page.keyboard.press("Escape")
+    says(page, "stopped")
+
+
+@clients
+def test_alternatives_on_hover_and_by_click(page: Any) -> None:
+    page.fill("#option-max_tokens", "6")
+    page.click("#run")
+    says(page, "6 tokens")
+    shades = page.locator(".token").evaluate_all("all => all.map((t) => t.style.backgroundColor)")
+    assert len(set(shades)) > 1
+    page.locator(".token").nth(2).hover()
+    page.locator("#alternatives button").first.wait_for()
+    first = page.locator("#alternatives h2").text_content()
+    page.locator(".token").nth(4).click()
+    assert page.locator("#alternatives h2").text_content() != first
+    page.locator("#alternatives button:enabled").first.click()
+    page.wait_for_function("document.getElementById('prompt').value.length > 16")
+    says(page, "6 tokens")
+
+
+@clients
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_page_follows_the_system(browser: Any, started: Started, scheme: str) -> None:
+    for width in (360, 1280):
+        size = {"width": width, "height": 740}
+        name = f"{scheme}_{width}"
+        with opened(browser, started.url, name, color_scheme=scheme, viewport=size) as page:
+            back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", back))) < 200) == (scheme == "dark")
+            assert wide(page) <= width
+            outside = page.locator("button, input, textarea, a").evaluate_all(
+                "all => all.filter((e) => e.getBoundingClientRect().right > innerWidth)"
+                ".map((e) => e.outerHTML)"
+            )
+            assert outside == []
+
+
+@clients
+def test_stop_session_and_theme(page: Any) -> None:
     page.fill("#option-max_tokens", "2000")
     page.click("#run")
     page.wait_for_selector(".token")
     page.keyboard.press("Escape")
     says(page, "stopped")
+    n_shown = page.locator(".token").count()
+    page.wait_for_timeout(300)
+    assert page.locator(".token").count() == n_shown
     page.click("#theme")
     theme = page.evaluate("document.documentElement.dataset.theme")
     page.fill("#option-max_tokens", "7")
@@ -135,6 +238,7 @@ def test_stop_session_and_theme(page: Any, server: Any) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == theme
 
 
+@clients
 def test_a_conversation(page: Any) -> None:
     page.check("input[value=chat]")
     page.fill("#option-max_tokens", "5")
@@ -144,6 +248,7 @@ def test_a_conversation(page: Any) -> None:
     assert page.locator("#messages li").count() == 2
 
 
+@clients
 def test_an_adapter_is_chosen(browser: Any, own_server: Any, tmp_path: Path) -> None:
     """The name of an adapter goes with the request; the page remembers it."""
     base = make_checkpoint(make_config("llama"), folder=tmp_path / "base").path
@@ -171,6 +276,7 @@ def test_an_adapter_is_chosen(browser: Any, own_server: Any, tmp_path: Path) -> 
         assert wide(page) <= 360
 
 
+@clients
 def test_a_message_without_an_answer_can_be_sent_again(page: Any) -> None:
     page.check("input[value=chat]")
     page.fill("#option-max_tokens", "5")
@@ -185,14 +291,16 @@ def test_a_message_without_an_answer_can_be_sent_again(page: Any) -> None:
     assert page.locator("#messages li").count() == 2
 
 
-def test_the_documentation(page: Any, server: Any) -> None:
-    page.goto(f"{server.url}/docs")
+@clients
+def test_the_documentation(page: Any, started: Started) -> None:
+    page.goto(f"{started.url}/docs")
     page.wait_for_selector("table")
     assert page.locator("h2").count() >= 9
     assert page.get_by_text("min_p").count() >= 1
 
 
-def test_nothing_keeps_people_from_using_it(page: Any, server: Any, axe: str) -> None:
+@clients
+def test_nothing_keeps_people_from_using_it(page: Any, started: Started, axe: str) -> None:
     """No finding of axe-core: with texts and alternatives, in both themes, and in /docs."""
     page.fill("#option-max_tokens", "12")
     page.fill("#option-n", "2")
@@ -218,11 +326,12 @@ def test_nothing_keeps_people_from_using_it(page: Any, server: Any, axe: str) ->
     for _ in range(2):
         assert barriers(page, axe) == []
         page.click("#theme")
-    page.goto(f"{server.url}/docs")
+    page.goto(f"{started.url}/docs")
     page.wait_for_selector("table")
     assert barriers(page, axe) == []
 
 
+@clients
 def test_a_barrier_is_found(page: Any, axe: str) -> None:
     page.evaluate("document.body.append(document.createElement('button'))")
     assert any(found.startswith("button-name") for found in barriers(page, axe))
