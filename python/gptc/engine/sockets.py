@@ -2,7 +2,7 @@
 
 torchrun sets it (MASTER_ADDR, MASTER_PORT). Rank 0 listens there, hears the port of every rank, and
 tells all. Then each connects to the ranks below it. A connection begins with the name of the job,
-so that a stranger's is closed; as in torch, there is no secret, so the network has to be trusted.
+so that a stranger's is closed. As in torch, nothing is secret: the network has to be trusted.
 """
 
 from __future__ import annotations
