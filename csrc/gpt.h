@@ -775,6 +775,10 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
  *
  * All ranks make the same calls in the same order, with the same sizes. */
 int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
+/* The same for a job whose ranks have connected themselves: sockets[r] is a stream socket to rank r, which has the
+ * other end; that of this rank is not read. The sockets are the library's from here on, also after an error of
+ * any kind but GPT_ERR_ARGUMENT. gpt_comm_abort ends the connections, so that calls of other ranks fail. */
+int gpt_comm_connect(const int *sockets, int rank, int size, double timeout_s, gpt_comm **out);
 /* Lets gpt_model_all_reduce add gradients on GPUs, one a rank, by NCCL. Each rank opens the library: libnccl.so.2 by
  * its name, NULL: the linker's. GPT_ERR_DEVICE where it does not load. If all ranks have it, they then join
  * together, which has no time limit; CUDA_VISIBLE_DEVICES gives a rank its GPU. Without these calls gradients of

@@ -19,6 +19,15 @@ int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **
     return fail(GPT_ERR_ARGUMENT, "unknown kind of ranks %d", kind);
 }
 
+int gpt_comm_connect(const int *sockets, int rank, int size, double timeout_s, gpt_comm **out) {
+    REQUIRE(sockets);
+    REQUIRE(out);
+    TRY(check_timeout(timeout_s));
+    if (size < 1 || rank < 0 || rank >= size)
+        return fail(GPT_ERR_ARGUMENT, "rank %d is not one of %d ranks", rank, size);
+    return comm_sockets(sockets, rank, size, timeout_s, out);
+}
+
 void gpt_comm_free(gpt_comm *comm) {
     if (!comm) return;
     if (comm->adding) drop_sums(comm->adding);

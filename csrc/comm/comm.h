@@ -69,5 +69,8 @@ int comm_none(gpt_comm **out);
 /* The ranks of an MPI library that is opened by its name; NULL: by its usual names. GPT_ERR_DEVICE where
  * there is none, or where its ABI is not known. */
 int comm_mpi(const char *library, double timeout_s, gpt_comm **out);
+/* The ranks at the other ends of stream sockets; sockets (size), of which that of this rank is not read. Takes
+ * them, also where it fails. */
+int comm_sockets(const int *sockets, int rank, int size, double timeout_s, gpt_comm **out);
 
 #endif

@@ -56,20 +56,23 @@ int message_begin(linked *l, message_list *list, int rank, void *data, int64_t n
     return GPT_OK;
 }
 
-/* Names the ranks that have not answered, and where this one tries to reach them. */
+/* Names the ranks that have not answered. Those that never have may be out of reach: then also the addresses that
+ * this process tries. Later, all ranks are connected, and a socket without an answer is that of other work. */
 static int lost(linked *l, const message_list *list) {
-    char names[300] = "", addresses[100];
+    char names[300] = "", addresses[100] = "";
+    bool tried = false;
     int n = 0;
     for (int i = 0; i < list->n; i++)
         if (list->messages[i].under_way) l->comm.lost[list->messages[i].rank] = true;
     for (int rank = 0; rank < l->comm.size; rank++) {
         size_t used = strlen(names);
+        tried |= l->comm.lost[rank] && !l->comm.hosts[rank][0];
         if (l->comm.lost[rank] && used < sizeof names - 100)
             snprintf(names + used, sizeof names - used,
                      l->comm.hosts[rank][0] ? "%srank %d (%s)" : "%srank %d%s", n++ ? ", " : "",
                      rank, l->comm.hosts[rank]);
     }
-    bool tried = addresses_tried(addresses, sizeof addresses) > 0;
+    tried = tried && addresses_tried(addresses, sizeof addresses) > 0;
     return fail(GPT_ERR_COMM, "no answer from %s for %g s%s%s", names, l->comm.timeout_s,
                 tried ? "; no connection to " : "", addresses);
 }
@@ -78,6 +81,7 @@ static int test_message(linked *l, message *m) {
     bool done = false;
     int status = l->links->ops->test(l->links, &m->request, &done);
     if (status != GPT_OK || done) m->under_way = false;
+    if (status != GPT_OK) l->comm.lost[m->rank] = true;
     return status;
 }
 

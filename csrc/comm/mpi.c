@@ -10,12 +10,13 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "an int handle would be in the other half"
 #endif
 
-enum { THREAD_SERIALIZED = 2, TAG = 7, ANSWER_BYTES = 8192 };
+enum { THREAD_SERIALIZED = 2, TAG = 7, ANSWER_BYTES = 8192, NAP_NS = 1000 * 1000 };
 
 typedef intptr_t handle; /* MPI_Comm, MPI_Datatype, MPI_Errhandler */
 
@@ -32,7 +33,7 @@ typedef struct mpi {
     int (*Abort)(handle, int);
     int (*Comm_rank)(handle, int *);
     int (*Comm_size)(handle, int *);
-    int (*Comm_dup)(handle, handle *);
+    int (*Comm_idup)(handle, handle *, link_request *);
     int (*Comm_set_errhandler)(handle, handle);
     int (*Isend)(const void *, int, handle, int, int, handle, link_request *);
     int (*Irecv)(void *, int, handle, int, int, handle, link_request *);
@@ -57,7 +58,7 @@ static int find_functions(mpi *m) {
     TRY(find(m, "MPI_Abort", &m->Abort));
     TRY(find(m, "MPI_Comm_rank", &m->Comm_rank));
     TRY(find(m, "MPI_Comm_size", &m->Comm_size));
-    TRY(find(m, "MPI_Comm_dup", &m->Comm_dup));
+    TRY(find(m, "MPI_Comm_idup", &m->Comm_idup));
     TRY(find(m, "MPI_Comm_set_errhandler", &m->Comm_set_errhandler));
     TRY(find(m, "MPI_Isend", &m->Isend));
     TRY(find(m, "MPI_Irecv", &m->Irecv));
@@ -150,7 +151,33 @@ static void mpi_free(links *l) {
     free(m);
 }
 
-static int join(mpi *m, handle errors) {
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Messages of the program's own then have another communicator. Ranks that have not begun MPI before make no copy,
+ * so that those that have would wait for them without limit. */
+static int copy_world(mpi *m, double timeout_s) {
+    double since = seconds();
+    link_request request = 0;
+    bool done = false;
+    TRY(check(m->Comm_idup(m->world, &m->own, &request), "MPI_Comm_idup"));
+    for (;;) {
+        TRY(mpi_test(&m->links, &request, &done));
+        if (done) return GPT_OK;
+        if (timeout_s > 0 && seconds() - since > timeout_s) break;
+        nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    }
+    m->links.broken = true;
+    return fail(
+        GPT_ERR_COMM,
+        "not all ranks have come for %g s; all or none may have called MPI_Init before gptc",
+        timeout_s);
+}
+
+static int join(mpi *m, handle errors, double timeout_s) {
     int before = 0, over = 0, provided;
     TRY(check(m->Finalized(&over), "MPI_Finalized"));
     if (over) return fail(GPT_ERR_ARGUMENT, "MPI has ended in this process: it can join only once");
@@ -160,9 +187,9 @@ static int join(mpi *m, handle errors) {
         m->initialised_here = true;
     }
     TRY(check(m->Comm_set_errhandler(m->world, errors), "MPI_Comm_set_errhandler"));
-    /* Nobody else sends messages then. A copy is made by messages, and waits for them without limit. */
+    /* Nobody else sends messages then. */
     m->own = m->world;
-    if (before) TRY(check(m->Comm_dup(m->world, &m->own), "MPI_Comm_dup"));
+    if (before) TRY(copy_world(m, timeout_s));
     TRY(check(m->Comm_rank(m->own, &m->links.rank), "MPI_Comm_rank"));
     return check(m->Comm_size(m->own, &m->links.size), "MPI_Comm_size");
 }
@@ -177,7 +204,7 @@ int comm_mpi(const char *library, double timeout_s, gpt_comm **out) {
     int status = open_library(m, library);
     if (status == GPT_OK) status = find_functions(m);
     if (status == GPT_OK) status = find_constants(m, &errors);
-    if (status == GPT_OK) status = join(m, errors);
+    if (status == GPT_OK) status = join(m, errors, timeout_s);
     if (status == GPT_OK) return comm_over_links(&m->links, timeout_s, out);
     mpi_free(&m->links);
     return status;

@@ -38,7 +38,7 @@ static void test_all_reduce(void) {
         for (int k = 0; k < TEST_COUNT(sizes); k++) {
             test_case("%d ranks, n=%lld", size, (long long)sizes[k]);
             job j = new_job(do_all_reduce, size, sizes[k]);
-            j.piece = piece_of(k);
+            j.piece = piece_of(k), j.connected = k % 4 > 1;
             float *before[MOST_RANKS];
             copy_inputs(&j, before);
             run_job(&j);
@@ -62,7 +62,7 @@ static void test_reduce_scatter(void) {
         for (int k = 0; k < TEST_COUNT(sizes); k++) {
             test_case("%d ranks, n=%lld", size, (long long)sizes[k]);
             job j = new_job(do_reduce_scatter, size, sizes[k]);
-            j.piece = piece_of(k);
+            j.piece = piece_of(k), j.connected = k % 4 > 1;
             float *before[MOST_RANKS];
             copy_inputs(&j, before);
             run_job(&j);
@@ -95,7 +95,7 @@ static void test_gather_and_broadcast(void) {
         int64_t n = 300003; /* more than a message */
         test_case("%d ranks", size);
         job j = new_job(do_gather, size, n);
-        j.piece = 4096;
+        j.piece = 4096, j.connected = size % 2;
         float *before[MOST_RANKS];
         copy_inputs(&j, before);
         run_job(&j);
@@ -127,7 +127,7 @@ static void test_parts(void) {
         int64_t n = 150000; /* numbers: two halves of the root's parts */
         test_case("%d ranks", size);
         job j = new_job(do_parts, size, n);
-        j.piece = 4096;
+        j.piece = 4096, j.connected = size % 2 == 0;
         float *before[MOST_RANKS];
         copy_inputs(&j, before);
         run_job(&j);
@@ -194,6 +194,41 @@ static void test_messages_under_way(void) {
         if (late.to) memset(late.to, 1, (size_t)late.n_bytes);
     }
     cancels = true;
+}
+
+static void do_other_call(job *j, gpt_comm *comm, int rank) {
+    j->status[rank] = gpt_comm_broadcast(comm, j->x[rank], 4 * (j->n - rank), 1);
+}
+
+static void do_abort(job *j, gpt_comm *comm, int rank) {
+    if (rank)
+        gpt_comm_abort(comm, 1);
+    else
+        j->status[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
+}
+
+/* Ranks that are connected by sockets: one of them leaves, ends the job, or is at another call. */
+static void test_sockets(void) {
+    enum { LEAVES, ENDS, DIFFERS, N };
+    static const char *const want[N] = {"the connection to rank 1 has ended",
+                                        "the connection to rank 1 has ended",
+                                        "rank 1 is at another call: it has sent no 400 bytes"};
+    static job_function *const calls[N] = {do_all_reduce, do_abort, do_other_call};
+    for (int i = 0; i < N; i++) {
+        test_case("%s", want[i]);
+        job j = new_job(calls[i], 2, 100);
+        j.connected = true, j.missing = i == LEAVES ? 1 : -1;
+        run_job(&j);
+        EXPECT(j.status[0] == GPT_ERR_COMM && j.lost[0] == 2 && !strcmp(j.sentence[0], want[i]));
+    }
+    gpt_comm *comm = NULL;
+    const int none[] = {-1};
+    EXPECT(gpt_comm_connect(NULL, 0, 1, 1, &comm) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_connect(none, 1, 1, 1, &comm) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_connect(none, 0, 1, -1, &comm) == GPT_ERR_ARGUMENT);
+    EXPECT_OK(gpt_comm_connect(none, 0, 1, 1, &comm));
+    EXPECT_OK(gpt_comm_all_reduce(comm, (float[]){1}, 1));
+    gpt_comm_free(comm);
 }
 
 static void test_arguments(void) {
@@ -379,5 +414,5 @@ static void test_shares(void) {
 TEST_API_MAIN({"all-reduce", test_all_reduce}, {"reduce-scatter", test_reduce_scatter},
               {"gather and broadcast", test_gather_and_broadcast}, {"parts", test_parts},
               {"a missing rank", test_a_missing_rank},
-              {"messages under way", test_messages_under_way}, {"arguments", test_arguments},
-              {"shares of a batch", test_shares})
+              {"messages under way", test_messages_under_way}, {"sockets", test_sockets},
+              {"arguments", test_arguments}, {"shares of a batch", test_shares})

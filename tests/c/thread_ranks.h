@@ -8,6 +8,7 @@
 #include "error.h"
 
 #include <pthread.h>
+#include <sys/socket.h>
 
 enum { MOST_RANKS = 5 };
 
@@ -130,8 +131,10 @@ struct job {
     int size;
     int64_t n;
     double timeout_s;
-    int64_t piece; /* numbers of a message; 0: as many as there is room for */
-    int missing;   /* this rank makes no call; -1: none */
+    int64_t piece;  /* numbers of a message; 0: as many as there is room for */
+    int missing;    /* this rank makes no call; -1: none */
+    bool connected; /* by sockets, of a pair of ranks each */
+    int sockets[MOST_RANKS][MOST_RANKS];
     post post;
     float *x[MOST_RANKS];                      /* (n) of each rank */
     int status[MOST_RANKS], again[MOST_RANKS]; /* of the call, and of another after it */
@@ -151,11 +154,15 @@ static inline void *run_member(void *p) {
                                  post_cancel, post_end,     post_free};
     member *me = p;
     job *j = me->job;
-    thread_links *t = calloc(1, sizeof *t);
-    t->links = (links){.ops = &ops, .rank = me->rank, .size = j->size};
-    t->post = &j->post, t->left = &j->left[me->rank];
     gpt_comm *comm = NULL;
-    j->status[me->rank] = comm_over_links(&t->links, 20, &comm);
+    if (j->connected) {
+        j->status[me->rank] = gpt_comm_connect(j->sockets[me->rank], me->rank, j->size, 20, &comm);
+    } else {
+        thread_links *t = calloc(1, sizeof *t);
+        t->links = (links){.ops = &ops, .rank = me->rank, .size = j->size};
+        t->post = &j->post, t->left = &j->left[me->rank];
+        j->status[me->rank] = comm_over_links(&t->links, 20, &comm);
+    }
     if (j->status[me->rank] != GPT_OK) return NULL;
     gpt_comm_set_timeout(comm, j->timeout_s);
     if (j->piece) comm->piece = j->piece, comm->copied = j->piece;
@@ -174,6 +181,12 @@ static inline void run_job(job *j) {
     pthread_mutex_init(&j->post.lock, NULL);
     for (int a = 0; a < j->size; a++)
         for (int b = 0; b < j->size; b++) j->post.last[a][b] = &j->post.first[a][b];
+    for (int a = 0; a < j->size && j->connected; a++)
+        for (int b = 0; b < a; b++) {
+            int pair[2];
+            EXPECT(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+            j->sockets[a][b] = pair[0], j->sockets[b][a] = pair[1];
+        }
     for (int rank = 0; rank < j->size; rank++) {
         members[rank] = (member){j, rank};
         pthread_create(&threads[rank], NULL, run_member, &members[rank]);

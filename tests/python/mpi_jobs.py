@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,34 @@ def job(folder: Path, options: dict[str, Any], what: str) -> subprocess.Complete
     """Two ranks of ranks.py."""
     command = mpirun([2, TESTS / "ranks.py", folder, json.dumps(options), what])
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def connected_job(folder: Path, options: dict[str, Any], what: str) -> tuple[list[int], list[str]]:
+    """Two ranks of ranks.py that torchrun's variables name; their exit codes and errors."""
+    env = environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    env["MASTER_PORT"] = str(free_port())
+    command = [sys.executable, str(TESTS / "ranks.py"), str(folder), json.dumps(options), what]
+    started = [
+        subprocess.Popen(
+            command,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], errors
 
 
 def ours(stderr: str) -> list[str]:

@@ -6,6 +6,7 @@ it trains with a sharded state and by DiLoCo, and resumes such runs; or it runs 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 from gptc.checkpoint.names import checkpoint_name
 from gptc.cli import run
 from gptc.engine import world as world_module
+from gptc.engine.launch import launched, mpi_library
 from gptc.engine.model import Model, Share, StepResult
 from gptc.engine.optim import AdamW
 from gptc.engine.world import World, join
@@ -72,6 +74,21 @@ def hang(step: int, model: Model) -> None:
         join().set_timeout(0.5)
         if join().rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die(step: int, model: Model) -> None:
+    """Rank 1 ends."""
+    if step == 5 and join().rank == 1:
+        os._exit(9)
+
+
+def begin_mpi() -> None:
+    """Rank 0 alone begins MPI before it joins."""
+    place = launched()
+    assert place is not None
+    if not place.rank:
+        ctypes.CDLL(mpi_library(place.starter), mode=ctypes.RTLD_GLOBAL).MPI_Init(None, None)
+    join(3)
 
 
 def train_in_all_ways(out: Path, options: dict[str, object]) -> None:
@@ -136,9 +153,13 @@ def main(out: Path, options: dict[str, object], what: str) -> None:
         train_in_all_ways(out, options)
         return
     options = {**options, "out": str(out / "run")}
-    if what == "hang":
+    if what in ("hang", "die"):
         with errors_as_the_command_line():
-            train(options, on_step=hang)
+            train(options, on_step=hang if what == "hang" else die)
+        return
+    if what == "begun":
+        with errors_as_the_command_line():
+            begin_mpi()
         return
     if what == "again":
         join().leave()

@@ -6,6 +6,9 @@ Each rank of one thread is in a network namespace, with a virtual card whose rat
 Two of them are joined directly; more, or with a latency, by relay.py. mpirun of Open MPI starts
 them. Needs root, `ip` and `tc`. Where ranks outnumber cores, as many processes make the plan on a
 core as there are ranks on one. Exits with 1 if a step differs from the plan by more than --within.
+
+With `--apart 50` it compares DiLoCo's steps over the link with those over shared memory instead,
+and exits with 1 if they have less than 85 % of the speed.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ WAYS: dict[str, list[str]] = {
     "DiLoCo": ["--sync-every", "10"],
 }
 SKIPPED, STEPS = 5, 25  # steps before those that count, and those
+LEAST_SPEED = 0.85  # of DiLoCo over a slow link
 
 
 def space(rank: int | str) -> str:
@@ -151,7 +155,8 @@ def measured(start: list[str], options: list[str], out: Path) -> float:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     at = [float(line["elapsed_s"]) for line in lines if "train_loss" in line][SKIPPED - 1 :]
     if "--sync-every" in options:
-        return (at[20] - at[0]) / 20
+        n = (len(at) - 1) // 10 * 10
+        return (at[n] - at[0]) / n
     return statistics.median(b - a for a, b in pairwise(at))
 
 
@@ -178,6 +183,21 @@ def planned(options: list[str], link: str, ranks: int, latency_s: float) -> dict
     }
 
 
+def apart(options: list[str], every: int, link: str, ranks: int, latency_s: float) -> bool:
+    """Whether DiLoCo is fast enough over the link; prints both speeds."""
+    steps = SKIPPED + 2 * every  # two outer steps count
+    options = [*options, "--steps", str(steps), "--sync-every", str(every)]
+    options[options.index("--eval-every") + 1] = str(20 * every)
+    near = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+    with tempfile.TemporaryDirectory() as folder:
+        near_s = measured([*near, "-n", str(ranks)], options, Path(folder) / "near")
+        with network(RATES[link], ranks, latency_s):
+            far_s = measured(mpirun(Path(folder), ranks), options, Path(folder) / "far")
+    print(f"{ranks} ranks, --sync-every {every}: {near_s:.3f} s a step over shared memory")
+    print(f"{far_s:.3f} s over {link}, {1e3 * latency_s:g} ms: {near_s / far_s:.0%} of the speed")
+    return near_s / far_s >= LEAST_SPEED
+
+
 def seconds(text: str) -> float:
     """20ms, 50us or 1s."""
     for unit, size in {"ms": 1e-3, "us": 1e-6, "s": 1.0}.items():
@@ -196,6 +216,7 @@ def main() -> None:
     parser.add_argument("--n-layer", type=int, default=4)
     parser.add_argument("--n-embd", type=int, default=128)
     parser.add_argument("--within", type=float, default=0.15, help="allowed relative difference")
+    parser.add_argument("--apart", type=int, help="steps between the outer steps of DiLoCo")
     asked = parser.parse_args()
     if lacks := missing():
         raise SystemExit(f"this needs {lacks}")
@@ -205,6 +226,8 @@ def main() -> None:
         *["--batch-size", str(asked.batch_size), "--steps", str(SKIPPED + STEPS)],
         *["--eval-every", "1000", "--threads", "1", "--device", "cpu", "--dtype", "fp32"],
     ]
+    if asked.apart:
+        sys.exit(not apart(options, asked.apart, asked.link, asked.ranks, asked.latency))
     wrong, how = False, (asked.ranks, asked.latency)
     with tempfile.TemporaryDirectory() as folder:
         how_named = f"{asked.ranks} ranks over {asked.link}, {1e3 * asked.latency:g} ms"

@@ -18,7 +18,10 @@ _FILE, _NCCL_FILE = "GPTC_MPI", "GPTC_NCCL"  # they name libmpi.so and libnccl.s
 
 
 class Starter(NamedTuple):
-    """A program that starts ranks: its variables, and the MPI libraries that its ranks may use."""
+    """A program that starts ranks: its variables, and the MPI libraries that its ranks may use.
+
+    Without one, ranks connect themselves (sockets.py).
+    """
 
     name: str
     rank: str
@@ -39,7 +42,7 @@ STARTERS = (
     ),
     Starter("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", (_MPICH, OPEN_MPI)),
     Starter("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", (OPEN_MPI, _MPICH)),
-    Starter("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", (OPEN_MPI, _MPICH)),
+    Starter("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", ()),
 )
 
 

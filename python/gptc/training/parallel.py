@@ -146,7 +146,7 @@ def described(world: World, threads: int, device: str, options: TrainOptions) ->
         how = f"apart for {plural(options.sync_every, 'step')} at a time (DiLoCo)"
     return (
         f"  ranks   {world.size} on {plural(hosts, 'host')}, "
-        f"{plural(threads, 'thread' if device == 'cpu' else 'GPU')} each; MPI, {how}"
+        f"{plural(threads, 'thread' if device == 'cpu' else 'GPU')} each; {world.transport}, {how}"
     )
 
 

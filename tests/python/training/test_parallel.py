@@ -28,7 +28,16 @@ from gptc.training.parallel import check_options, lost_ranks, parts_of, settle, 
 from gptc.training.run import train
 from gptc.training.signals import Received
 from gptc.training.state import State
-from mpi_jobs import environment, job, lines_of, mpirun, needs_mpi, ours, world_of
+from mpi_jobs import (
+    connected_job,
+    environment,
+    job,
+    lines_of,
+    mpirun,
+    needs_mpi,
+    ours,
+    world_of,
+)
 
 # ---- without MPI ----
 
@@ -151,8 +160,8 @@ def test_starters_are_known_by_their_variables(
 @pytest.mark.parametrize(("rank", "spoken"), [(0, True), (1, False)])
 def test_without_mpi_rank_0_says_so(tmp_path: Path, rank: int, spoken: bool) -> None:
     env = os.environ | {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
+        "PMI_RANK": str(rank),
+        "PMI_SIZE": "2",
         "GPTC_MPI": str(tmp_path / "libmpi.so"),
     }
     command = [sys.executable, "-m", "gptc", "train", "--out", str(tmp_path / "run")]
@@ -191,18 +200,26 @@ def test_ranks_that_meet_nobody_name_the_network(
 # ---- with MPI ----
 
 
-@needs_mpi
-def test_two_ranks_train_the_model_of_one_process(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [pytest.param("MPI", marks=needs_mpi), "TCP"])
+def test_two_ranks_train_the_model_of_one_process(
+    options: dict[str, Any], tmp_path: Path, how: str
+) -> None:
     options |= {
         "batch_size": 2, "grad_accum": 2, "threads": 1, "dropout": 0.1, "dtype": "fp32",
         "device": "cpu", "eval_batches": 3,
     }  # fmt: skip
-    ran = job(tmp_path, options, "train")
-    assert ran.returncode == 0, ran.stderr
+    if how == "MPI":
+        ran = job(tmp_path, options, "train")
+        assert ran.returncode == 0, ran.stderr
+        errors = ran.stderr
+    else:
+        codes, (errors, of_second) = connected_job(tmp_path, options, "train")
+        assert codes == [0, 0], (errors, of_second)
+        assert of_second == ""
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
-    assert "ranks   2 on 1 host, 1 thread each" in ran.stderr
-    assert ran.stderr.count("val loss") == 2  # of rank 0 alone
+    assert f"ranks   2 on 1 host, 1 thread each; {how}, sums" in errors
+    assert errors.count("val loss") == 2  # of rank 0 alone
 
     alone = train({**options, "out": str(tmp_path / "alone")})
     pairs = list(zip(lines_of(tmp_path / "run"), lines_of(tmp_path / "alone"), strict=True))
@@ -274,6 +291,23 @@ def test_an_option_that_ranks_cannot_share_is_refused_once(
     (line,) = ours(ran.stderr)
     assert "2 ranks" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_connected_rank_that_ends_is_named_once(options: dict[str, Any], tmp_path: Path) -> None:
+    """By rank 0, at once: its connection ends."""
+    options |= {"threads": 1, "device": "cpu"}
+    codes, (errors, _) = connected_job(tmp_path, options, "die")
+    assert codes == [1, 9]
+    (line,) = ours(errors)
+    assert "gptc: error: the connection to rank 1 has ended; " in line
+
+
+@needs_mpi
+def test_ranks_of_which_one_has_begun_mpi_do_not_wait_for_ever(tmp_path: Path) -> None:
+    ran = job(tmp_path, {}, "begun")
+    assert ran.returncode == 1
+    (line,) = ours(ran.stderr)
+    assert "not all ranks have come for 3 s; all or none may have called MPI_Init" in line
 
 
 @needs_mpi
