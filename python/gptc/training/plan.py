@@ -101,20 +101,16 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path, before_s: float = 0.0
     begin = time.perf_counter()
     options, state = setup.options, setup.state
     costs = _measure(setup, trainer, folder)
+    _follow_costs(setup, costs)
     steps = setup.horizon.steps - state.step
     step_s = costs.step_s(options.grad_accum)
     n_batches, n_last_batches = _evaluations(setup)
     n_saves = count_saves(options, state.step, setup.horizon.steps, setup.has_val)
     between_s = n_batches * costs.eval_s + max(0, n_saves - 1) * costs.save_s
     n_samples = _samples(setup)
-    # With --minutes, what follows the last step is not in the time for steps.
     after_s = n_last_batches * costs.eval_s + n_samples * costs.sample_s
     after_s += costs.last_save_s if n_saves else 0.0
     growth = Growth(options)
-    if (budget_s := setup.horizon.budget_s) is not None:
-        whole = (budget_s - between_s - costs.first_s) / step_s * options.step_tokens
-        fitting = growth.steps_for(state.step, whole - options.step_tokens + 1)
-        steps = min(setup.horizon.most - state.step, max(1, fitting))
     positions = costs.pass_positions * options.grad_accum
     # What steps that are still growing have, in whole ones.
     n_whole = growth.tokens(state.step, state.step + steps) / options.step_tokens
@@ -147,6 +143,22 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path, before_s: float = 0.0
         calibration_s=time.perf_counter() - begin,
         options=asdict(options),
     )
+
+
+def _follow_costs(setup: Setup, costs: Costs) -> None:
+    """With --minutes, sets the number of steps to that which fits into the time.
+
+    What follows the last step, its evaluation and checkpoint, comes after that time.
+    """
+    options, first, horizon = setup.options, setup.state.step, setup.horizon
+    if horizon.budget_s is None:
+        return
+    n_saves = count_saves(options, first, horizon.steps, setup.has_val)
+    between_s = _evaluations(setup)[0] * costs.eval_s + max(0, n_saves - 1) * costs.save_s
+    whole_s = horizon.budget_s - between_s - costs.first_s
+    whole = whole_s / costs.step_s(options.grad_accum) * options.step_tokens
+    fitting = Growth(options).steps_for(first, whole - options.step_tokens + 1)
+    horizon.steps = min(horizon.most, first + max(1, fitting))
 
 
 def described(found: Forecast) -> Iterator[str]:
