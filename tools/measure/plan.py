@@ -3,8 +3,10 @@
     python tools/measure/plan.py --out /tmp/plans
 
 Each is a process of `gptc plan --json`, then one of `gptc train --json`. Writes a Markdown table.
+The time is that of the whole process of `gptc train`, from its start to its end.
 With --memory, runs are of four steps, and the table has the memory alone.
-On a machine that does other work too, times differ by that work. With --pairs N, the parts of a
+On a machine that does other work too, times differ by that work. With --cpu, the plan and the run
+have one thread, and CPU seconds in place of the clock. With --pairs N, the parts of a
 step as the plan times them and N steps as the run has them alternate in one process of one thread,
 and the table has the medians of their CPU seconds.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -30,28 +33,49 @@ from gptc.training.setup import set_up
 from gptc.training.trainer import Trainer
 
 CONFIGURATIONS = {
-    "`tiny`": ["--steps", "2000"],
-    "`modern`": ["--preset", "modern", "--steps", "600"],
-    "`byte`": ["--preset", "byte", "--steps", "12", "--eval-every", "6", "--eval-batches", "4"],
+    "`tiny`, 800 steps": ["--steps", "800"],
+    "`modern`, 400 steps": ["--preset", "modern", "--steps", "400"],
+    "`byte`, 4 x 256": [
+        *("--preset", "byte", "--seq-len", "256", "--batch-size", "4"),
+        *("--steps", "4", "--eval-every", "4", "--eval-batches", "2"),
+    ],
     "`gpt2`, 1 x 256 x 2": [
         *("--preset", "gpt2", "--seq-len", "256", "--batch-size", "1", "--grad-accum", "2"),
         *("--steps", "8", "--eval-every", "8", "--eval-batches", "4"),
     ],
     "`llama-15m`, recomputed": [
         *("--preset", "llama-15m", "--recompute", "block", "--seq-len", "256"),
-        *("--tokens-per-step", "4096", "--steps", "10", "--eval-every", "5", "--eval-batches", "4"),
+        *("--tokens-per-step", "4096", "--steps", "6", "--eval-every", "3", "--eval-batches", "4"),
     ],
-    "`tiny`, fp32, one minute": ["--dtype", "fp32", "--minutes", "1"],
+    "`tiny`, one minute": ["--minutes", "1"],
 }
 
 
-def gptc(*arguments: str) -> dict[str, Any]:
+# gptc, by whose clock only the time counts that it has the CPU.
+CPU_CLOCK = """
+import time
+time.perf_counter = time.process_time
+from gptc.files import process
+process.age_s = time.process_time
+from gptc.cli import main
+main()
+"""
+
+
+def gptc(*arguments: str, cpu: bool = False) -> dict[str, Any]:
     """The JSON of a command."""
-    command = [sys.executable, "-m", "gptc", *arguments, "--json"]
+    start = ["-c", CPU_CLOCK] if cpu else ["-m", "gptc"]
+    command = [sys.executable, *start, *arguments, "--json"]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(ran.stdout)
     assert isinstance(found, dict)
     return found
+
+
+def children_s() -> float:
+    """CPU seconds of processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 SHORT = ["--steps", "4", "--eval-every", "2", "--eval-batches", "1", "--minutes", "60"]
@@ -66,14 +90,17 @@ def memory_row(name: str, arguments: list[str], out: Path) -> str:
     return f"| {name} | {planned / 1e6:.1f} | {peak / 1e6:.1f} | {peak / planned - 1:+.1%} |"
 
 
-def row(name: str, arguments: list[str], out: Path) -> str:
+def row(name: str, arguments: list[str], out: Path, cpu: bool) -> str:
     """The table's row of a configuration."""
     shutil.rmtree(out, ignore_errors=True)
     given = ["--data", "stories", *arguments, "--out", str(out)]
-    plan = gptc("plan", *given)
-    run = gptc("train", *given)
-    peak, planned = run["peak_resident_bytes"], plan["peak_bytes"]
-    seconds, expected = run["elapsed_s"], plan["seconds"]
+    given += ["--threads", "1"] if cpu else []
+    clock = children_s if cpu else time.perf_counter
+    plan = gptc("plan", *given, cpu=cpu)
+    begin = clock()
+    run = gptc("train", *given, cpu=cpu)
+    seconds, expected = clock() - begin, plan["seconds"]
+    peak, planned = run["peak_resident_bytes"], plan["planned_peak_bytes"]
     return (
         f"| {name} | {plan['n_params']:,} | {plan['flops_per_token'] / 1e6:.1f} | "
         f"{planned / 1e6:.0f} | {peak / 1e6:.0f} | {peak / planned - 1:+.1%} | "
@@ -126,6 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, emptied")
     parser.add_argument("--only", help="one configuration by a part of its name")
     parser.add_argument("--memory", action="store_true", help="memory alone, of runs of 4 steps")
+    parser.add_argument("--cpu", action="store_true", help="one thread, and its CPU seconds")
     parser.add_argument("--pairs", type=int, metavar="N", help="CPU seconds of N steps, in pairs")
     options = parser.parse_args()
     if options.pairs:
@@ -148,7 +176,7 @@ def main() -> None:
     print("|" + " --- |" * 11)
     for i, (name, arguments) in enumerate(CONFIGURATIONS.items()):
         if options.only is None or options.only in name:
-            print(row(name, arguments, options.out / f"run-{i}"), flush=True)
+            print(row(name, arguments, options.out / f"run-{i}", options.cpu), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,10 @@ def run(out: Path, steps: int, save_every: int) -> tuple[float, float]:
     ran = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(ran.stdout)
+    # Without the last evaluation and checkpoint, which both runs have.
+    elapsed_s = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["elapsed_s"]
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return found["tokens"] / found["elapsed_s"], cpu_s
+    return found["tokens"] / elapsed_s, cpu_s
 
 
 def main() -> None:

@@ -16,10 +16,11 @@ from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.cli.ranks import agreed_model, agreed_threads
-from gptc.cli.tasks import run_tasks
+from gptc.cli.tasks import given_for_code, run_tasks
 from gptc.data.options import TEXT_PACKING
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
+from gptc.generation.options import Sampling
 
 if TYPE_CHECKING:
     from gptc.data.dataset import Dataset
@@ -105,8 +106,10 @@ Examples:
     "--samples",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="Programs of each problem, for pass@k; one is greedy, several are drawn.  [1]",
+    help="Programs of each problem, for pass@k. One is greedy; several are drawn, with temperature "
+    "0.8 and top-p 0.95, unless sampling options are given.  [1]",
 )
+@options_of(Sampling, unset=True)
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @options_of(CacheOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -132,6 +135,7 @@ def eval_command(
     threads: int,
     kv_dtype: str,
     as_json: bool,
+    **given_sampling: Any,
 ) -> None:
     """Measure a model's loss on a dataset.
 
@@ -154,6 +158,7 @@ def eval_command(
     from gptc.engine.world import join
     from gptc.eval.loss import check_cache, check_windows, evaluate
 
+    sampling = {k: v for k, v in given_sampling.items() if v is not None and v != ()}
     world = join()
     if tasks and world.size > 1:
         raise world.refusal("--task asks its questions in one process: leave out mpirun")
@@ -166,12 +171,10 @@ def eval_command(
             raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
         options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
         shown = _progress(as_json, "questions", "")
-        run_tasks(model, tasks, options, as_json, shown, run_code, samples)
+        run_tasks(model, tasks, options, as_json, shown, run_code, samples, sampling)
         return
-    if run_code or samples:
-        raise UsageError(
-            f"{'--run-code' if run_code else f'--samples {samples}'} is for --task FILE: add one"
-        )
+    if option := given_for_code(run_code, samples, sampling):
+        raise UsageError(f"{option} is for --task FILE: add one")
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
     chosen = split

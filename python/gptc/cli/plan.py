@@ -74,6 +74,7 @@ def plan_command(
     """
     from gptc.checkpoint.names import ROOT
     from gptc.engine.options import Options
+    from gptc.files.process import age_s
     from gptc.training import cluster
     from gptc.training.folder import default_name
     from gptc.training.lr_range import check_range, draw_range, find_range
@@ -91,6 +92,7 @@ def plan_command(
     for note in without_effect(options, ranks or 1):
         show.note(note)
     Options(options.device).resolved()  # fail on a missing device before preparing data
+    before_s = age_s()
     rates = None
     if find_lr is not None:
         check_range(options, find_lr)
@@ -101,8 +103,9 @@ def plan_command(
         if ranks:
             check_sequences(setup.options, ranks)
         folder = Path(options.out or ROOT / default_name(setup.options))
-        lines = list(header(setup))
-        found = forecast(setup, Trainer(setup, show, folder), folder)
+        trainer = Trainer(setup, show, folder)
+        lines = list(header(setup, trainer.sample_bytes()))
+        found = forecast(setup, trainer, folder, before_s)
         latency = cluster.LATENCY_US if latency is None else latency
         several = cluster.predict(setup, found.costs, ranks, link, latency) if ranks else None
     if as_json:

@@ -12,6 +12,7 @@ import click
 
 from gptc.errors import UsageError
 from gptc.files.words import plural
+from gptc.settings import spelled
 
 if TYPE_CHECKING:
     from gptc.eval.code import CodeResult, Problem
@@ -27,16 +28,20 @@ def run_tasks(
     progress: Callable[[int, int], None],
     run_code: bool = False,
     samples: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Prints the results of a model on each task. `options` are those of `load_model`.
 
-    With `run_code`, `samples` programs that the model writes for each problem are run.
+    With `run_code`, `samples` programs that the model writes for each problem are run, drawn by
+    `sampling`.
     """
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.eval.code import evaluate_problems
     from gptc.eval.tasks import evaluate_task
 
-    loaded = _loaded(tasks, run_code, samples)  # a broken row is an error before work
+    loaded = _loaded(
+        tasks, run_code, samples, sampling or {}
+    )  # a broken row is an error before work
 
     def measure(file: ModelFile) -> tuple[Path, dict[str, TaskResult | CodeResult]]:
         tokenizer = file.tokenizer()
@@ -45,7 +50,7 @@ def run_tasks(
             for name, (questions, problems) in loaded.items():
                 if problems:
                     results[name] = evaluate_problems(
-                        gpt, tokenizer, problems, samples or 1, progress
+                        gpt, tokenizer, problems, samples or 1, progress, sampling
                     )
                 else:
                     results[name] = evaluate_task(gpt, tokenizer, questions, progress)
@@ -67,7 +72,7 @@ def run_tasks(
 
 
 def _loaded(
-    tasks: tuple[str, ...], run_code: bool, samples: int | None
+    tasks: tuple[str, ...], run_code: bool, samples: int | None, sampling: Mapping[str, Any]
 ) -> dict[str, tuple[list[Question], list[Problem]]]:
     """The questions, or the problems, of each task. UsageError for code that must not be run."""
     from gptc.eval.code import has_problems, load_problems
@@ -84,10 +89,18 @@ def _loaded(
                 f"{name} has tests in Python, and the model's answers are programs: gptc would run "
                 "code of strangers; to allow that, in a sandbox, add --run-code"
             )
-    if (run_code or samples) and not any(problems for _, problems in found.values()):
-        given = "--run-code" if run_code else f"--samples {samples}"
+    given = given_for_code(run_code, samples, sampling)
+    if given and not any(problems for _, problems in found.values()):
         raise UsageError(f"{given} is for a --task with problems to program: leave it out")
     return found
+
+
+def given_for_code(run_code: bool, samples: int | None, sampling: Mapping[str, Any]) -> str:
+    """The first option that was given and is for programs alone; "" if none was."""
+    if run_code:
+        return "--run-code"
+    named = {"samples": samples} if samples else {**sampling}
+    return next((f"--{spelled(name)} {value}" for name, value in named.items()), "")
 
 
 def _fields(result: TaskResult | CodeResult) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def train_command(
 
 def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     """The options of a TOML file and of the command line, which wins; None = not given."""
-    from gptc.training.depth import CHOSEN
+    from gptc.training.depth import CHOSEN, PRESET
     from gptc.training.options import LIMITS
     from gptc.training.resolve import SETS
 
@@ -97,6 +97,12 @@ def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]
     for pair in SETS:  # either option of the command line replaces the file's other one
         if any(name in given for name in pair):
             file = {name: value for name, value in file.items() if name not in pair}
+    depth, preset = given.get("depth", file.get("depth")), file.get("preset", PRESET)
+    if depth is not None and "preset" not in given and preset != PRESET:
+        raise UsageError(
+            f"--depth {depth} chooses the shape of {PRESET}: remove preset = {preset!r} from "
+            f"{config}"
+        )
     return file | given
 
 

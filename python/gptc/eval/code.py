@@ -8,7 +8,7 @@ of Chen et al. 2021 (Evaluating large language models trained on code, equation 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from gptc.generation.decoder import generate
 from gptc.tokenizer.base import Tokenizer
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 3.2
-TEMPERATURE, TOP_P = 0.8, 0.95  # of several samples; a single one is greedy
+SEVERAL = {"temperature": 0.8, "top_p": 0.95}  # of several samples, if not given
+GREEDY = {"temperature": 0.0}  # of a single one
 MOST_TOKENS = 512  # of a completion
 
 
@@ -79,17 +80,17 @@ def evaluate_problems(
     problems: Sequence[Problem],
     samples: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> CodeResult:
     """Runs what the model writes. Calls progress(problems done, problems in all).
 
+    `sampling` are fields of `Sampling`; without a temperature, a single sample is greedy.
     GptcError if no sandbox can be made here, before the model writes anything.
     """
     run_code("")
     ks = sorted({k for k in (1, 10, 100) if k <= samples} | {samples})
     sums, late = dict.fromkeys(ks, 0.0), 0
-    drawing: dict[str, Any] = {"temperature": 0.0}
-    if samples > 1:
-        drawing = {"temperature": TEMPERATURE, "top_p": TOP_P}
+    drawing: dict[str, Any] = {**(SEVERAL if samples > 1 else GREEDY), **(sampling or {})}
     for i, problem in enumerate(problems):
         try:
             texts = generate(

@@ -22,7 +22,8 @@ SHORTEST, LONGEST = 128, 1024  # tokens of a row, which are as many as channels 
 MICRO_BATCH = 8192  # tokens, at most
 TOKENS = 20  # for each number of the layers' matrices (Hoffmann et al. 2022)
 PASSES = 4.0  # over the data: more help less than new data (Muennighoff et al. 2023)
-RATE = 1.8e-2  # learning rate, divided by the depth
+RATE = 1.8e-2  # Muon's learning rate, divided by the depth
+ADAMW_RATE = 4.5e-3  # that of AdamW
 
 
 def _heads(width: int) -> int:
@@ -38,6 +39,7 @@ def by_depth(depth: int, given: Mapping[str, Any]) -> dict[str, Any]:
     seq_len = given.get("seq_len") or min(LONGEST, max(SHORTEST, WIDTH * depth))
     rows = max(1, round(STEP_TOKENS * depth / seq_len))
     n_ff = given.get("n_ff") or -(-8 * width // 3 // WIDTH) * WIDTH
+    rate = ADAMW_RATE if given.get("optimizer") == "adamw" else RATE
     accum = given.get("grad_accum") or -(-rows * seq_len // MICRO_BATCH)
     return {
         "preset": PRESET,
@@ -48,7 +50,7 @@ def by_depth(depth: int, given: Mapping[str, Any]) -> dict[str, Any]:
         "seq_len": seq_len,
         "batch_size": -(-rows // accum),
         "grad_accum": accum,
-        "lr": float(f"{RATE / depth:.3g}"),
+        "lr": float(f"{rate / depth:.3g}"),
         "min_lr": 0.0,
         "schedule": "linear",
         "warmup_share": 0.02,

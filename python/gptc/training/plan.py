@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import Model
@@ -28,9 +29,9 @@ from gptc.engine.options import plan_for
 from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
-from gptc.files.memory import available_bytes, peak_resident_bytes
+from gptc.files.memory import available_bytes
 from gptc.files.whole import write_chunks
-from gptc.files.words import amount, duration, few, plural
+from gptc.files.words import duration, few, plural
 from gptc.training.growth import Growth
 from gptc.training.horizon import count_multiples, count_saves
 from gptc.training.options import MOST_TOKENS
@@ -43,18 +44,21 @@ CALIBRATION_S = 2.0
 _TIMED_S = 0.4  # of a pass, at most, where it can have fewer rows: a single one may be disturbed
 _AT_LEAST = 3  # passes, if one takes less than CALIBRATION_S
 _WRITTEN = 1 << 26  # bytes of a checkpoint that are written to time it
+_SAMPLED = 4, 20  # tokens of the samples that are timed
 
 
 @dataclass(frozen=True)
 class Costs:
     """Measured seconds of the parts of a run."""
 
+    first_s: float  # by which the first step, whose memory is not there yet, takes longer
     pass_s: float  # forward and backward of a micro-batch
     pass_positions: float  # of its rows, which conversations do not fill
     update_s: float  # with that of --ema
     eval_s: float  # a batch of an evaluation
     save_s: float  # the share of a checkpoint that training waits for, or loses to its thread
     last_save_s: float  # the last checkpoint, which the run waits for
+    sample_s: float  # a sample of as many tokens as a document has in the mean
 
     def step_s(self, grad_accum: int) -> float:
         """Seconds of a step."""
@@ -69,8 +73,7 @@ class Forecast:
     flops_per_token: float
     flops: float  # of all steps
     engine_bytes: int
-    planned_peak_bytes: int  # the sum of what is planned
-    peak_bytes: int  # that, or the peak during the calibration if it is more: libraries take some
+    planned_peak_bytes: int
     steps: int
     step_tokens: int
     tokens: int  # of all steps, with the padding of rows
@@ -79,7 +82,9 @@ class Forecast:
     step_s: float
     n_eval_batches: int
     n_saves: int
-    seconds: float  # of all steps, evaluations and checkpoints
+    n_samples: int
+    start_s: float  # before the first step
+    seconds: float  # of the whole run: start, steps, evaluations, checkpoints and samples
     tokens_per_s: float
     mfu: float
     largest_batch: int | None  # that fits into free memory; None: not known
@@ -87,30 +92,33 @@ class Forecast:
     options: dict[str, Any]
 
 
-def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
+def forecast(setup: Setup, trainer: Trainer, folder: Path, before_s: float = 0.0) -> Forecast:
     """The plan of the run, after a calibration that changes the model's weights.
 
-    A checkpoint is written for a moment to `folder`, or to the folder above that exists.
+    A checkpoint is written for a moment to `folder`, or to the folder above that exists. `before_s`
+    are the seconds of the process before `set_up`.
     """
     begin = time.perf_counter()
     options, state = setup.options, setup.state
-    costs = _measure(setup, folder)
+    costs = _measure(setup, trainer, folder)
+    _follow_costs(setup, costs)
     steps = setup.horizon.steps - state.step
     step_s = costs.step_s(options.grad_accum)
-    n_batches = _evaluations(setup)
+    n_batches, n_last_batches = _evaluations(setup)
     n_saves = count_saves(options, state.step, setup.horizon.steps, setup.has_val)
-    rest_s = n_batches * costs.eval_s + max(0, n_saves - 1) * costs.save_s
-    rest_s += costs.last_save_s if n_saves else 0.0
+    between_s = n_batches * costs.eval_s + max(0, n_saves - 1) * costs.save_s
+    n_samples = _samples(setup)
+    after_s = n_last_batches * costs.eval_s + n_samples * costs.sample_s
+    after_s += costs.last_save_s if n_saves else 0.0
     growth = Growth(options)
-    if (budget_s := setup.horizon.budget_s) is not None:
-        whole = (budget_s - rest_s) / step_s * options.step_tokens
-        fitting = growth.steps_for(state.step, whole - options.step_tokens + 1)
-        steps = min(steps, max(1, fitting))
     positions = costs.pass_positions * options.grad_accum
     # What steps that are still growing have, in whole ones.
     n_whole = growth.tokens(state.step, state.step + steps) / options.step_tokens
     tokens = round(n_whole * positions)
     plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes(), state.step)
+    steps_s = n_whole * options.grad_accum * costs.pass_s + steps * costs.update_s
+    steps_s += costs.first_s if steps else 0.0
+    start_s = before_s + setup.seconds
     flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
     return Forecast(
         n_params=plan.n_params,
@@ -118,16 +126,17 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
         flops=flops * tokens,
         engine_bytes=plan.total_bytes,
         planned_peak_bytes=planned,
-        peak_bytes=max(planned, peak_resident_bytes()),
         steps=steps,
         step_tokens=options.step_tokens,
         tokens=tokens,
         epochs=n_whole * options.step_tokens / setup.loader.epoch_tokens,
         costs=costs,
         step_s=step_s,
-        n_eval_batches=n_batches,
+        n_eval_batches=n_batches + n_last_batches,
         n_saves=n_saves,
-        seconds=n_whole * options.grad_accum * costs.pass_s + steps * costs.update_s + rest_s,
+        n_samples=n_samples,
+        start_s=start_s,
+        seconds=start_s + steps_s + between_s + after_s,
         tokens_per_s=positions / step_s,
         mfu=trainer.mfu(positions / step_s),
         largest_batch=largest_batch(setup),
@@ -136,14 +145,32 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
     )
 
 
+def _follow_costs(setup: Setup, costs: Costs) -> None:
+    """With --minutes, sets the number of steps to that which fits into the time.
+
+    What follows the last step, its evaluation and checkpoint, comes after that time.
+    """
+    options, first, horizon = setup.options, setup.state.step, setup.horizon
+    if horizon.budget_s is None:
+        return
+    n_saves = count_saves(options, first, horizon.steps, setup.has_val)
+    between_s = _evaluations(setup)[0] * costs.eval_s + max(0, n_saves - 1) * costs.save_s
+    whole_s = horizon.budget_s - between_s - costs.first_s
+    whole = whole_s / costs.step_s(options.grad_accum) * options.step_tokens
+    fitting = Growth(options).steps_for(first, whole - options.step_tokens + 1)
+    horizon.steps = min(horizon.most, first + max(1, fitting))
+
+
 def described(found: Forecast) -> Iterator[str]:
     """The lines of a plan that follow those of a run's start."""
     costs = found.costs
     yield (
-        f"  time    {_about(found.seconds)}: {plural(found.steps, 'step')} of "
-        f"{few(1e3 * found.step_s)} ms, {plural(found.n_eval_batches, 'batch', 'batches')} to "
-        f"evaluate of {few(1e3 * costs.eval_s)} ms, {plural(found.n_saves, 'checkpoint')} of "
-        f"{few(1e3 * costs.save_s)} ms, {few(1e3 * costs.last_save_s)} ms at the end (measured in "
+        f"  time    {_about(found.seconds)}: {few(found.start_s)} s to start, "
+        f"{plural(found.steps, 'step')} of {few(1e3 * found.step_s)} ms, "
+        f"{plural(found.n_eval_batches, 'batch', 'batches')} to evaluate of "
+        f"{few(1e3 * costs.eval_s)} ms, {plural(found.n_saves, 'checkpoint')} of "
+        f"{few(1e3 * costs.save_s)} ms, {few(1e3 * costs.last_save_s)} ms at the end, "
+        f"{plural(found.n_samples, 'sample')} of {few(costs.sample_s)} s (measured in "
         f"{found.calibration_s:.1f} s)"
     )
     yield (
@@ -151,7 +178,6 @@ def described(found: Forecast) -> Iterator[str]:
         f"{found.options['grad_accum']} x {few(1e3 * costs.pass_s)} ms and an update of "
         f"{few(1e3 * costs.update_s)} ms"
     )
-    yield f"  peak    {amount(found.peak_bytes)} of this process's memory"
     if found.largest_batch is not None:
         yield f"  fits    --batch-size {found.largest_batch} at most, in the memory that is free"
 
@@ -177,7 +203,7 @@ def largest_batch(setup: Setup) -> int | None:
     return low
 
 
-def _measure(setup: Setup, folder: Path) -> Costs:
+def _measure(setup: Setup, trainer: Trainer, folder: Path) -> Costs:
     """Seconds of each part. A pass and an update come before, which find memory and caches cold.
 
     If that pass takes long, those that are timed have fewer rows, and its time is in proportion.
@@ -199,7 +225,7 @@ def _measure(setup: Setup, folder: Path) -> Costs:
             setup.average.update(1)
 
     cold_s, whole = _timed(one_pass), loader.batch_size
-    update()
+    first_s = cold_s + _timed(update)
     if not setup.dataset.is_chats:
         loader.batch_size = min(whole, max(1, int(whole * _TIMED_S / cold_s)))
     sizes.clear()
@@ -213,12 +239,16 @@ def _measure(setup: Setup, folder: Path) -> Costs:
         updates.append(_timed(update))
     more, loader.batch_size = whole / loader.batch_size, whole
     rates, positions = np.divide(passes, sizes), more * float(np.mean(sizes))
+    pass_s = float(np.mean(rates[usual(rates)])) * positions
+    update_s = float(np.mean(np.array(updates)[usual(updates)]))
     return Costs(
-        float(np.mean(rates[usual(rates)])) * positions,
+        max(0.0, first_s - pass_s - update_s),
+        pass_s,
         positions,
-        float(np.mean(np.array(updates)[usual(updates)])),
+        update_s,
         _eval_s(setup),
         *_save_s(setup, folder),
+        _sample_s(setup, trainer),
     )
 
 
@@ -296,22 +326,55 @@ def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
         return (copied_s + busy_s / model.threads if has_copy else waited_s), waited_s
 
 
+def _sample_s(setup: Setup, trainer: Trainer) -> float:
+    """Seconds of a sample: a part and the time of each token, from two short ones."""
+    if trainer.held_out is not None:
+        return _timed(trainer.sample)
+    trainer.sample(1)  # whose memory is then there
+    few_s, more_s = (min(_timed(lambda n=n: trainer.sample(n)) for _ in range(2)) for n in _SAMPLED)  # type: ignore[misc]
+    few_tokens, more_tokens = _SAMPLED
+    token_s = max(0.0, more_s - few_s) / (more_tokens - few_tokens)
+    return few_s + token_s * (_sample_tokens(setup, trainer) - few_tokens)
+
+
+def _sample_tokens(setup: Setup, trainer: Trainer) -> float:
+    """Tokens of a sample, in the mean, if each ends the text as often as in the data."""
+    most, share = trainer.most_sampled, 0.0
+    for part in parts_of(setup.dataset):
+        meta = part.dataset.meta
+        n_documents = sum(source.get("documents", 1) for source in meta["sources"])
+        n_tokens = sum(part.dataset.n_tokens(split) for split in SPLITS)
+        share += part.weight * min(1.0, n_documents / n_tokens)
+    return -math.expm1(most * math.log1p(-share)) / share if 0 < share < 1 else most
+
+
 def _timed(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
-def _evaluations(setup: Setup) -> int:
-    """Batches of all evaluations, with the larger one at the end."""
+def _samples(setup: Setup) -> int:
+    """Samples of a run: at the end, on the way, and of conversations before the first step."""
+    options, first, last = setup.options, setup.state.step, setup.horizon.steps
+    if last <= first:
+        return 0
+    every = options.sample_every
+    n = count_multiples(first, last, every) if every else 1  # the last step has one anyway
+    return n + (setup.dataset.is_chats and not first)
+
+
+def _evaluations(setup: Setup) -> tuple[int, int]:
+    """Batches of the evaluations before the last step, and after it, where all are cheap."""
     options, first, last = setup.options, setup.state.step, setup.horizon.steps
     if not setup.has_val or last <= first:
-        return 0
+        return 0, 0
     n = count_multiples(first, last, options.eval_every)
     at_end = 0
     if _is_sampled(setup) and setup.n_val <= _n_sampled(setup) * WHOLE_AT_END:
         at_end = sum(_all_batches(setup, part.dataset) for part in parts_of(setup.dataset))
-    return n * sum(_sampled_batches(setup)) + at_end
+    each = sum(_sampled_batches(setup))
+    return (n - 1) * each, each + at_end
 
 
 def _n_sampled(setup: Setup) -> int:

@@ -71,8 +71,8 @@ class Summary:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def header(setup: Setup) -> Iterator[str]:
-    """The lines and notes at the start of a run, after its first line."""
+def header(setup: Setup, session: int) -> Iterator[str]:
+    """The lines and notes at the start of a run, after its first line; as `planned_bytes`."""
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
@@ -116,7 +116,8 @@ def header(setup: Setup) -> Iterator[str]:
     yield f"  device  {_device(setup)}"
     yield (
         f"  memory  {amount(setup.plan.total_bytes)} for the engine, "
-        f"{amount(setup.resident_before)} resident before"
+        f"{amount(setup.resident_before)} resident before, "
+        f"{amount(planned_bytes(setup, session, setup.state.step))} at the peak"
     )
     yield f"          ({_memory_parts(setup.plan)})"
     yield (
@@ -297,7 +298,10 @@ def summarize(
 
 
 def planned_bytes(setup: Setup, session: int, first_step: int) -> int:
-    """The expected peak of this process's resident memory in a run from `first_step` on."""
+    """The expected peak of this process's resident memory in a run from `first_step` on.
+
+    `session` are the bytes of a sample (`Trainer.sample_bytes`).
+    """
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
         engine = session = 0  # they use GPU memory

@@ -144,7 +144,8 @@ class Run:
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
             done = "resuming" if base else "training"
             show.note(f"gptc {__version__}: {done} in {self.folder.path}")
-            for line in header(self.setup):
+            self.trainer = Trainer(self.setup, show, self.folder.path, world)
+            for line in header(self.setup, self.trainer.sample_bytes()):
                 show.note(line)
             if world.size > 1:
                 model = self.setup.model
@@ -152,9 +153,8 @@ class Run:
             for line in without_effect(settled, world.size):
                 show.note(line)
             self._trackers = undo.enter_context(world.together(self._open_trackers))
-            preference = prepare_preference(self.setup, self.folder.path, show)
+            self.trainer.preference = prepare_preference(self.setup, self.folder.path, show)
             self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
-            self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps, world.size):
                 show.note(note)
@@ -325,8 +325,10 @@ class Run:
             stop = setup.in_step and signals.ending is not None
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
+            state.elapsed_s = elapsed_before + time.perf_counter() - begin
             if last or stop or best or state.step % every == 0:
                 folder.save(setup, now=last or stop)
+                state.elapsed_s = elapsed_before + time.perf_counter() - begin
             if stop:
                 break
         return trained_s

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ class Setup:
     state: State
     horizon: Horizon
     average: Average | None  # of the weights, with --ema
+    seconds: float  # that `set_up` took, without the preparation of data
     ranks: int = 1
     outer: Diloco | None = None  # with --sync-every
     residuals: Residuals | None = None  # of several ranks with --wire
@@ -198,8 +200,12 @@ def set_up(
     rank: int = 0,
 ) -> Setup:
     """Opens the data, makes the model and sets its weights. `ranks` train it together."""
+    begin = time.perf_counter()
     initial = initial_model(options, base)
+    opening = time.perf_counter()
     options, dataset = open_dataset(options, base, initial, show)
+    if not dataset.already_there:
+        begin += time.perf_counter() - opening
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     options = settle_packing(options, dataset, initial, resumed=base is not None)
     config = shape_of(options, base or initial, dataset)
@@ -245,6 +251,7 @@ def set_up(
             state=state,
             horizon=horizon,
             average=average,
+            seconds=time.perf_counter() - begin,
             ranks=ranks,
         )
         if base is not None:

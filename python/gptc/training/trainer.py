@@ -50,7 +50,6 @@ class Trainer:
         setup: Setup,
         show: Progress,
         folder: Path,
-        preference: Preference | None = None,
         world: World | None = None,
     ) -> None:
         self._setup = setup
@@ -65,7 +64,7 @@ class Trainer:
         self.n_steps = self.n_positions = 0  # of this process
         self._growth = Growth(setup.options)
         self._step_positions = setup.options.step_tokens  # of the last step
-        self.preference = preference
+        self.preference: Preference | None = None  # with --dpo
         self.held_out = HeldOut(setup) if setup.dataset.is_chats else None
 
     @property
@@ -259,23 +258,37 @@ class Trainer:
             "and --patience N ends such a run"
         )
 
-    def sample(self) -> str:
-        """A sample from the current model; for conversations, answers to held-out prompts."""
-        with self._setup.averaged():
-            return self._sample()
+    def sample(self, n_tokens: int | None = None) -> str:
+        """A sample from the current model; for conversations, answers to held-out prompts.
 
-    def _sample(self) -> str:
+        With `n_tokens`, a text of exactly so many tokens, as far as the context goes.
+        """
+        with self._setup.averaged():
+            return self._sample(n_tokens)
+
+    def _sample(self, n_tokens: int | None) -> str:
         setup = self._setup
         if self.held_out is not None:
             return self.held_out.text()
+        ends = setup.tokenizer.specials if n_tokens else ()
         generation = Generation(
             setup.model,
             setup.tokenizer,
             "",
-            max_tokens=SAMPLE_TOKENS,
-            sampling=Sampling(temperature=SAMPLE_TEMPERATURE, seed=setup.options.seed),
+            max_tokens=n_tokens or SAMPLE_TOKENS,
+            sampling=Sampling(
+                temperature=SAMPLE_TEMPERATURE,
+                seed=setup.options.seed,
+                bias=tuple((token, -math.inf) for token in ends),
+            ),
         )
         return "".join(piece for _, piece in generation).strip()
+
+    @property
+    def most_sampled(self) -> int:
+        """The largest number of tokens of a sample that does not answer a prompt."""
+        n_prompt = len(prompt_tokens(self._setup.tokenizer, ""))
+        return min(SAMPLE_TOKENS, self._setup.model.config.block_size - n_prompt + 1)
 
     def sample_bytes(self) -> int:
         """Bytes that `sample` takes for its KV cache."""
@@ -283,8 +296,7 @@ class Trainer:
         if self.held_out is not None:
             size = min(setup.model.config.block_size, self.held_out.longest)
             return session_bytes(setup.model, 1, size)
-        n_prompt = len(prompt_tokens(setup.tokenizer, ""))
-        n_ctx = min(setup.model.config.block_size, n_prompt + SAMPLE_TOKENS - 1)
+        n_ctx = len(prompt_tokens(setup.tokenizer, "")) + self.most_sampled - 1
         return session_bytes(setup.model, 1, n_ctx)
 
     def measure_peak(self) -> None:

@@ -95,14 +95,28 @@ def test_results(
     found = evaluate_problems(writer, tokenizer, problems)
     assert found.pass_at == {1: 0.5}
     assert asked["temperature"] == 0
+    evaluate_problems(writer, tokenizer, problems, 4, sampling={"temperature": 0.2, "top_k": 5})
+    assert (asked["temperature"], asked["top_k"], asked["top_p"]) == (0.2, 5, 0.95)
 
 
 @needs_sandbox
-def test_the_command(task: Path, gptc: Gptc, saved: Path, tmp_path: Path) -> None:
+def test_the_command(
+    task: Path, gptc: Gptc, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model of bytes writes nothing that works."""
     ran = gptc("eval", "-m", saved, "--task", task, "--run-code", "--samples", 2, "--json")
     (row,) = json.loads(ran.out)["results"]
     assert (row["n"], row["samples"], row["pass_at"]) == (2, 2, {"1": 0.0, "2": 0.0})
+    asked: dict[str, Any] = {}
+
+    def written(*_: object, **options: Any) -> list[str]:
+        asked.update(options)
+        return [""]
+
+    monkeypatch.setattr(code, "generate", written)
+    gptc("eval", "-m", saved, "--task", task, "--run-code", "--temperature", 0.3, "--seed", 4)
+    assert (asked["temperature"], asked["seed"], asked["num_samples"]) == (0.3, 4, 1)
+    monkeypatch.undo()
     other = tmp_path / "words.jsonl"
     other.write_text(json.dumps({"context": "the fox", "choices": ["ran", "the"], "answer": 0}))
     shown = gptc("eval", "-m", saved, "--task", task, "--task", other, "--run-code").out
@@ -128,6 +142,8 @@ def test_code_is_not_run_unless_that_is_asked_for(
         (("--task", "stories", "--samples", 3), "--samples 3 is for a --task with problems"),
         (("--run-code",), "--run-code is for --task FILE"),
         (("--samples", 3), "--samples 3 is for --task FILE"),
+        (("--top-k", 3), "--top-k 3 is for --task FILE"),
+        (("--task", "stories", "--temperature", 1), "--temperature 1.0 is for a --task with"),
     ],
 )
 def test_options_without_problems(gptc: Gptc, given: tuple[Any, ...], message: str) -> None:

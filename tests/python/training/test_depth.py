@@ -15,7 +15,7 @@ import pytest
 from gptc.cli.train import given_options
 from gptc.engine.config import GPTConfig
 from gptc.errors import UsageError
-from gptc.training.depth import CHOSEN, MICRO_BATCH, TOKENS, by_depth
+from gptc.training.depth import ADAMW_RATE, CHOSEN, MICRO_BATCH, RATE, TOKENS, by_depth
 from gptc.training.options import LIMITS
 from gptc.training.resolve import new_options
 from gptc.training.run import train
@@ -76,6 +76,13 @@ def test_other_choices_follow_from_what_is_given() -> None:
     assert new_options({"depth": 2, "data": ("a:0.5", "b:0.5")}).epochs is None
 
 
+def test_each_optimizer_has_its_learning_rate() -> None:
+    assert new_options({"depth": 2}).lr == RATE / 2
+    assert new_options({"depth": 2, "optimizer": "muon"}).lr == RATE / 2
+    assert new_options({"depth": 2, "optimizer": "adamw"}).lr == ADAMW_RATE / 2
+    assert new_options({"depth": 2, "optimizer": "adamw", "lr": 1.0}).lr == 1.0
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -113,6 +120,20 @@ def test_a_file_without_a_depth_keeps_its_options(tmp_path: Path) -> None:
     file.write_text("lr = 0.5\nsteps = 9\n")
     found = new_options(given_options(file, {"depth": 2}))
     assert (found.lr, found.steps, found.tokens) == (0.5, 9, None)
+
+
+def test_a_file_with_a_preset_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('preset = "gpt2"\n')
+    with pytest.raises(UsageError, match=r"remove preset = 'gpt2' from .*run\.toml"):
+        given_options(file, {"depth": 2})
+    assert given_options(file, {"depth": 2, "preset": "modern"})["preset"] == "modern"
+    assert given_options(file, {"depth": None})["preset"] == "gpt2"
+    file.write_text('preset = "gpt2"\ndepth = 3\n')
+    with pytest.raises(UsageError, match="remove preset = 'gpt2'"):
+        given_options(file, {"depth": None})
+    file.write_text('preset = "modern"\n')
+    assert given_options(file, {"depth": 2})["depth"] == 2
 
 
 def test_the_folder_is_named_after_the_depth(

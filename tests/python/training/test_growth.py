@@ -152,7 +152,8 @@ def test_limits_and_the_plan_count_growing_steps(growing: Options, tmp_path: Pat
     assert found.epochs == pytest.approx(544 / epoch)
     whole_s = 544 / 96 * 2 * found.costs.pass_s + 8 * found.costs.update_s
     rest_s = found.n_eval_batches * found.costs.eval_s + found.costs.last_save_s
-    rest_s += (found.n_saves - 1) * found.costs.save_s
+    rest_s += (found.n_saves - 1) * found.costs.save_s + found.costs.sample_s
+    rest_s += found.start_s + found.costs.first_s
     assert found.seconds == pytest.approx(whole_s + rest_s)
 
 

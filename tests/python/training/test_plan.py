@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from gptc.checkpoint.names import list_checkpoints
 from gptc.cli.train import given_options
 from gptc.engine.options import plan_for
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import amount
 from gptc.training import plan as planning
+from gptc.training import setup as setting_up
 from gptc.training.horizon import count_multiples
 from gptc.training.options import TrainOptions
 from gptc.training.plan import Costs, Forecast, forecast
@@ -29,8 +32,9 @@ from gptc.training.trainer import Trainer
 Options = dict[str, Any]
 Gptc = Callable[..., Any]
 COSTS = Costs(
-    pass_s=0.5, pass_positions=32.0, update_s=0.25, eval_s=0.125, save_s=2.0, last_save_s=4.0
-)
+    first_s=1.0, pass_s=0.5, pass_positions=32.0, update_s=0.25, eval_s=0.125, save_s=2.0,
+    last_save_s=4.0, sample_s=8.0,
+)  # fmt: skip
 
 
 @contextmanager
@@ -47,15 +51,21 @@ def _forecast(options: Options) -> Forecast:
         return forecast(setup, Trainer(setup, PlainProgress(), folder), folder)
 
 
+def _measured(setup: Setup, options: Options) -> Costs:
+    folder = Path(options["out"])
+    return planning._measure(setup, Trainer(setup, PlainProgress(), folder), folder)
+
+
 @pytest.fixture
 def _costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known costs in place of measured ones."""
-    monkeypatch.setattr(planning, "_measure", lambda setup, folder: COSTS)
+    monkeypatch.setattr(planning, "_measure", lambda setup, trainer, folder: COSTS)
 
 
 @pytest.mark.usefixtures("_costs")
 @pytest.mark.parametrize(
-    "given", [{}, {"steps": 9, "grad_accum": 3, "save_every": 3}, {"eval_batches": 0}]
+    "given",
+    [{}, {"steps": 9, "grad_accum": 3, "save_every": 3}, {"eval_batches": 0, "sample_every": 3}],
 )
 def test_the_plan_is_what_a_run_then_does(
     options: Options, given: Options, monkeypatch: pytest.MonkeyPatch
@@ -73,13 +83,16 @@ def test_the_plan_is_what_a_run_then_does(
     assert (found.steps, found.tokens) == (summary.step, summary.tokens)
     assert (found.n_params, found.engine_bytes) == (summary.n_params, summary.engine_bytes)
     assert found.planned_peak_bytes == pytest.approx(summary.planned_peak_bytes, rel=0.05)
-    assert found.peak_bytes >= found.planned_peak_bytes
     assert found.n_eval_batches == len(evaluated)
     assert found.n_saves == len(list_checkpoints(Path(options["out"])))
     step_s = 0.5 * options.get("grad_accum", 1) + 0.25
     assert found.step_s == step_s
-    rest_s = found.n_eval_batches * 0.125 + found.n_saves * 2.0 + 2.0
-    assert found.seconds == found.steps * step_s + rest_s
+    rest_s = found.n_eval_batches * 0.125 + found.n_saves * 2.0 + 2.0 + found.n_samples * 8.0
+    assert found.seconds == found.start_s + 1.0 + found.steps * step_s + rest_s
+    samples = Path(options["out"]) / "samples.jsonl"
+    assert found.n_samples == len(samples.read_text().splitlines())
+    lines = [json.loads(line) for line in (samples.parent / "metrics.jsonl").open()]
+    assert lines[-1]["elapsed_s"] <= summary.elapsed_s  # the last evaluation and checkpoint too
 
 
 @pytest.mark.usefixtures("_costs")
@@ -120,11 +133,83 @@ def test_a_calibration_leaves_nothing(
     folder = Path(options["out"]).parent
     before = sorted(folder.rglob("*"))
     found = json.loads(gptc("plan", *arguments, "--json").out)
+    assert found["costs"].pop("first_s") >= 0
     assert all(value > 0 for value in found["costs"].values())
     shown = gptc("plan", *arguments).out
     assert "FLOPs per token" in shown
     assert "8 steps of" in shown
     assert sorted(folder.rglob("*")) == before
+
+
+def test_the_head_of_a_run_and_the_plan_have_one_peak(
+    options: Options, gptc: Gptc, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "CALIBRATION_S", 0.0)
+    monkeypatch.setattr("gptc.training.setup.resident_bytes", lambda: 50_000_000)
+    planned = gptc("plan", *arguments)
+    ran = gptc("train", *arguments)
+    (line,) = (line for line in planned.out.splitlines() if "at the peak" in line)
+    assert line in ran.err.splitlines()
+    found = json.loads(gptc("plan", *arguments, "--json").out)
+    assert f"{amount(found['planned_peak_bytes'])} at the peak" in line
+
+
+def test_samples_that_are_timed_do_not_end_early(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _ready(options) as setup:
+        trainer = Trainer(setup, PlainProgress(), Path(options["out"]))
+        trainer.step(lambda: None)
+        end = setup.tokenizer.encode(trainer.sample(1))[0]  # what it would write
+        whole = trainer.sample(8)
+        monkeypatch.setattr(type(setup.tokenizer), "specials", frozenset({int(end)}))
+        assert trainer.sample(8) != whole
+        assert int(end) not in setup.tokenizer.encode(trainer.sample(8))
+        assert trainer.most_sampled == setup.model.config.block_size
+
+
+def test_a_sample_is_as_long_as_documents_are(options: Options) -> None:
+    with _ready(options) as setup:
+        trainer = Trainer(setup, PlainProgress(), Path(options["out"]))
+        (source,) = setup.dataset.meta["sources"]
+        n_tokens = sum(setup.dataset.n_tokens(split) for split in ("train", "val"))
+        source["documents"] = n_tokens // 2  # of two tokens each: one goes on with a chance of 1/2
+        assert planning._sample_tokens(setup, trainer) == pytest.approx(2, rel=0.01)
+        source["documents"] = 1
+        most = trainer.most_sampled
+        assert 0.9 * most < planning._sample_tokens(setup, trainer) <= most
+
+
+def test_with_minutes_the_end_comes_after_the_time(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_measure", lambda setup, trainer, folder: COSTS)
+    given = {**options, "minutes": 1.0, "eval_every": 10**6, "save_every": 10**6}
+    found = _forecast({name: v for name, v in given.items() if name != "steps"})
+    after_s = found.n_eval_batches * 0.125 + 4.0 + 8.0
+    assert 58 < found.seconds - found.start_s - after_s <= 60.75
+
+
+def test_preparation_is_not_in_the_time(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = setting_up.open_dataset
+
+    def slow(*given: Any) -> Any:
+        time.sleep(1.0)
+        return real(*given)
+
+    def already(*given: Any) -> Any:
+        found = slow(*given)
+        found[1].already_there = True
+        return found
+
+    with _ready(options):
+        pass  # now everything is loaded
+    monkeypatch.setattr(setting_up, "open_dataset", slow)
+    with _ready(options) as setup:
+        without_s = setup.seconds
+    monkeypatch.setattr(setting_up, "open_dataset", already)
+    with _ready(options) as setup:
+        assert setup.seconds > without_s + 0.5
 
 
 def test_a_checkpoint_is_timed_without_a_copy_where_a_run_makes_none(
@@ -262,7 +347,7 @@ def test_a_long_pass_is_timed_by_a_part_of_its_rows(
                     _real(x, *rest, **more),
                 )[1],
             )
-            costs = planning._measure(setup, Path(options["out"]))
+            costs = _measured(setup, options)
             assert setup.loader.batch_size == 4
         assert sizes == [4, rows]
         assert costs.pass_positions == 4 * 16
@@ -292,7 +377,7 @@ def test_a_pass_is_timed_three_times_unless_it_is_very_long(
             "backward",
             lambda x, *rest, **more: (done.append(len(x)), real(x, *rest, **more))[1],
         )
-        planning._measure(setup, Path(options["out"]))
+        _measured(setup, options)
     assert len(done) == 1 + n
 
 
@@ -320,7 +405,7 @@ def test_what_is_cold_is_not_timed(options: Options, monkeypatch: pytest.MonkeyP
                     _real(*given, **more),
                 )[1],
             )
-        costs = planning._measure(setup, Path(options["out"]))
+        costs = _measured(setup, options)
     assert done[:4] == ["backward", "update", "backward", "update"]
-    assert timed_at[:3] == [1, 3, 4]  # the first says how many rows the others may have
-    assert (costs.pass_s, costs.update_s) == (1.0, 1.0)
+    assert timed_at[:4] == [1, 2, 3, 4]  # the first says how many rows the others may have
+    assert (costs.first_s, costs.pass_s, costs.update_s) == (99.0, 1.0, 1.0)
