@@ -77,11 +77,19 @@ struct gpt_ctx {
     void *scratch;   /* n_threads x CPU_SCRATCH, and CPU_ROUNDED */
 };
 
+/* Where float32 products are our own, from panels (panels_fp32.h); elsewhere larger ones are those of BLAS, until
+ * ours are measured there. */
+#if !defined(CPU_BF16) && defined(__AVX2__) && !defined(__AVX512F__)
+#define CPU_OWN_PRODUCTS
+#endif
+
 /* The scratch memory of each thread within an op, a whole number of pages. Behind that of all threads: rows that
  * product_quant.c rounds once for all its tiles, as many as a piece of a prompt has. */
 #if defined(CPU_QUANT)
 enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 4 << 20 };
 #elif defined(CPU_BF16)
+enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
+#elif defined(CPU_OWN_PRODUCTS)
 enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
 #else
 enum { CPU_SCRATCH = 0, CPU_ROUNDED = 0 };

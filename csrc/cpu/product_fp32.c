@@ -2,7 +2,7 @@
 #include "product.h"
 
 #include "blas.h"
-#include "kernel_fp32.h"
+#include "panels_fp32.h"
 #include "simd.h"
 
 /* Large enough that packing, which BLAS repeats for each tile, is a small share of the work;
@@ -13,20 +13,36 @@ enum { TILE = 256, MIN_TILE = 64 };
  * makes a step of decoding independent of what else is decoded. */
 enum { FEW_ROWS = 64, FEW_COLS = 32 };
 
+/* The most rows and columns of a tile from panels. All its rows share one copy of the columns. Where rows are copied
+ * too, columns are to share them; else narrow tiles cost little, and are enough of them for the threads. */
+enum { PANEL_TILE_ROWS = 86 * BAND, PANEL_TILE_COLS = BLOCK_COLS / 2, MIN_PANEL_COLS = 3 * PANEL };
+
 typedef struct product_tiles {
+    const gpt_ctx *ctx;
     const product *p;
     int rows, cols; /* of one tile */
     int n_cols;     /* tiles side by side */
 } product_tiles;
 
-/* Our own kernels are faster than BLAS here. With narrower vectors they are for few rows only: measured. */
+/* The kernels of kernel_fp32.h are fastest here. With narrower vectors they are for few rows only: measured. */
 static int is_small(const product *p) {
+    if (LANES == 8) return p->kind == PRODUCT_NN && p->M <= 24 && p->K <= 1024;
     if (LANES < 16) return 0;
     if (p->kind == PRODUCT_NT && (p->K > KERNEL_MOST_K || p->M <= FEW_ROWS)) return 0;
     return (int64_t)p->N * p->K <= KERNEL_MOST_B;
 }
 static int is_dot(const product *p) {
     return p->kind == PRODUCT_NT && (LANES == 16 || p->M <= FEW_ROWS);
+}
+
+/* Products of more than those kernels are made for: from panels, or by BLAS. */
+static int has_panels(const product *p) {
+#ifdef CPU_OWN_PRODUCTS
+    return !is_small(p) && !is_dot(p);
+#else
+    (void)p;
+    return 0;
+#endif
 }
 
 static const float *operand_b(const product *p) {
@@ -85,7 +101,65 @@ static void run_epilogue(const product *p, int row, int rows, int col, int cols)
     p->epilogue(p->epilogue_args, y, y + p->twin, p->ldo, row, rows, col, cols);
 }
 
-static void product_tile(const product *p, int row, int rows, int col, int cols) {
+/* A block of terms of some columns. */
+static void pack_panels(const product *p, float *out, int col, int cols, int k, int n_terms) {
+    int64_t ldb = p->ldb;
+    if (p->kind != PRODUCT_NT)
+        panels_of_columns(out, operand_b(p) + k * ldb + col, ldb, cols, n_terms);
+    else
+        panels_of_rows(out, operand_b(p) + col * ldb + k, ldb, cols, n_terms);
+}
+
+/* Rows of a block: where they are, or as bands. */
+static panel_operands pack_rows(const product *p, float *bands, int row, int rows, int k,
+                                int n_terms, int sums) {
+    panel_operands o = {.K = n_terms, .ldc = p->ldo};
+    if (p->kind != PRODUCT_TN) {
+        o.a = p->a + (int64_t)row * p->lda + k;
+        o.a_row = p->lda;
+        o.a_k = 1;
+        o.a_band = BAND * o.a_row;
+        return o;
+    }
+    bands_of_columns(bands, p->a + (int64_t)k * p->lda + row, p->lda, rows, n_terms,
+                     sums ? p->sums + row : NULL);
+    o.a = bands;
+    o.a_row = 1;
+    o.a_k = BAND;
+    o.a_band = (int64_t)n_terms * BAND;
+    return o;
+}
+
+/* The terms in blocks of about the same number, each added to the sums of those before. */
+static void panel_tile(const product *p, float *scratch, int row, int rows, int col, int cols) {
+    float *panels = scratch, *bands = scratch + BLOCK_B;
+    int block = (int)cpu_round_up(cpu_div_up(p->K, cpu_div_up(p->K, BLOCK_K)), LANES);
+    int64_t twin = cpu_round_up(cols, PANEL) * block;
+    for (int k = 0; k < p->K; k += block) {
+        int n = cpu_min(block, p->K - k), is_last = k + n == p->K;
+        pack_panels(p, panels, col, cols, k, n);
+        if (p->twin) pack_panels(p, panels + twin, p->twin + col, cols, k, n);
+        for (int r = 0; r < rows; r += BLOCK_ROWS) {
+            int m = cpu_min(BLOCK_ROWS, rows - r);
+            panel_operands o = pack_rows(p, bands, row + r, m, k, n, p->sums && col == 0);
+            o.b = panels;
+            o.c = p->out + (int64_t)(row + r) * p->ldo + col;
+            panel_product(o, m, cols, k > 0 || p->add);
+            if (p->twin) {
+                o.b += twin;
+                o.c += p->twin;
+                panel_product(o, m, cols, k > 0);
+            }
+            if (is_last && p->epilogue) run_epilogue(p, row + r, m, col, cols);
+        }
+    }
+}
+
+static void product_tile(const product *p, float *scratch, int row, int rows, int col, int cols) {
+    if (has_panels(p)) {
+        panel_tile(p, scratch, row, rows, col, cols);
+        return;
+    }
     if (is_small(p) || is_dot(p))
         own_tile(p, row, rows, col, cols);
     else
@@ -94,30 +168,32 @@ static void product_tile(const product *p, int row, int rows, int col, int cols)
 }
 
 static void product_run_tiles(void *args, int thread, int64_t begin, int64_t end) {
-    (void)thread;
     const product_tiles *t = args;
     for (int64_t i = begin; i < end; i++) {
         int row = (int)(i / t->n_cols) * t->rows, col = (int)(i % t->n_cols) * t->cols;
-        product_tile(t->p, row, cpu_min(t->rows, t->p->M - row), col,
+        product_tile(t->p, cpu_scratch(t->ctx, thread), row, cpu_min(t->rows, t->p->M - row), col,
                      cpu_min(t->cols, t->p->N - col));
     }
 }
 
 /* Tiles of about the same size, and enough of them for the threads to end together. */
 static product_tiles split(const product *p, int n_threads) {
-    int most_cols = is_dot(p) && p->M <= FEW_ROWS ? FEW_COLS : TILE;
-    int n_rows = (int)cpu_div_up(p->M, TILE), n_cols = (int)cpu_div_up(p->N, most_cols);
+    int most_rows = has_panels(p) ? PANEL_TILE_ROWS : TILE, most_cols = TILE;
+    if (is_dot(p) && p->M <= FEW_ROWS) most_cols = FEW_COLS;
+    if (has_panels(p)) most_cols = p->kind == PRODUCT_TN ? BLOCK_COLS : PANEL_TILE_COLS;
+    int n_rows = (int)cpu_div_up(p->M, most_rows), n_cols = (int)cpu_div_up(p->N, most_cols);
     while (n_rows * n_cols < 4 * n_threads) {
         int tall = p->M / n_rows, wide = p->N / n_cols;
-        if (tall >= wide && tall >= 2 * MIN_TILE)
+        int by_cols = has_panels(p) && p->kind != PRODUCT_TN && wide >= 2 * MIN_PANEL_COLS;
+        if (!by_cols && tall >= wide && tall >= 2 * MIN_TILE)
             n_rows *= 2;
-        else if (wide >= 2 * MIN_TILE)
+        else if (by_cols || wide >= 2 * MIN_TILE)
             n_cols *= 2;
         else
             break;
     }
     product_tiles tiles = {.p = p};
-    tiles.rows = (int)cpu_round_up(cpu_div_up(p->M, n_rows), 8);
+    tiles.rows = (int)cpu_round_up(cpu_div_up(p->M, n_rows), has_panels(p) ? BAND : 8);
     tiles.cols = (int)cpu_round_up(cpu_div_up(p->N, n_cols), 16);
     tiles.n_cols = (int)cpu_div_up(p->N, tiles.cols);
     return tiles;
@@ -141,9 +217,10 @@ size_t cpu_product_workspace(int N, int K) {
 }
 
 void cpu_product(gpt_ctx *ctx, product *p) {
-    if (p->sums) cpu_parallel(ctx, product_sum_columns, p, p->M, 64);
+    if (p->sums && !(p->out && has_panels(p))) cpu_parallel(ctx, product_sum_columns, p, p->M, 64);
     if (!p->out) return;
     product_tiles tiles = split(p, ctx->n_threads);
+    tiles.ctx = ctx;
     int64_t n = cpu_div_up(p->M, tiles.rows) * tiles.n_cols;
     cpu_parallel(ctx, product_run_tiles, &tiles, n, 1);
 }

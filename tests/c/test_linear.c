@@ -40,6 +40,11 @@ static const sizes cases[] = {
     {66, 2048, 19}, /* rows that share few sets of the cache */
     {67, 21, 1024},
     {2101, 5, 18},
+    /* more rows, columns and terms than a block of packed fp32 panels has, each in turn and not whole */
+    {107, 70, 403},
+    {521, 17, 90},
+    {259, 403, 9},
+    {70, 601, 25},
 };
 
 static const int activations[] = {GPT_ACT_NONE,     GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU,
