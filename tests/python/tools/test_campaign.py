@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -40,15 +41,46 @@ def test_loaders_survive_a_few_hundred_files_each(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     counts = tmp_path / "counts.json"
     command = [sys.executable, str(FOLDER / "campaign.py"), "--counts", str(counts)]
-    command += ["--minutes", "5", "--formats", *FORMATS]
-    for cases in (20, 260):  # in two pieces
-        again = [*command, "--cases", str(cases)]
-        ran = subprocess.run(again, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        found = json.loads(counts.read_text())
-        assert {name: one["inputs"] for name, one in found.items()} == dict.fromkeys(FORMATS, cases)
+    command += ["--minutes", "5", "--cases", "260", "--formats", *FORMATS]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads(counts.read_text())
+    assert {name: one["inputs"] for name, one in found.items()} == dict.fromkeys(FORMATS, 260)
     assert campaign.in_all(found)["inputs"] == 260 * len(FORMATS)
     assert all(one["refused"] or name in NEVER_REFUSED for name, one in found.items())
+
+
+def test_a_campaign_continues_where_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = tmp_path / "read"
+
+    def targets(folder: Path) -> dict[str, Target]:
+        files = {name: folder / name for name in "xyz"}
+        for name, file in files.items():
+            file.write_bytes(name.encode() * 9)
+        return {name: Target(file, partial(note, file)) for name, file in files.items()}
+
+    def note(file: Path) -> None:
+        with read.open("a") as out:
+            out.write(f"{file.name} {file.read_bytes().hex()}\n")
+
+    def run(counts: str, cases: int) -> tuple[list[str], dict[str, dict[str, int]]]:
+        read.write_text("")
+        path = tmp_path / counts
+        command = ["campaign.py", "--counts", path, "--cases", cases, "--formats", "x", "y"]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        assert campaign.main() == 0
+        return sorted(read.read_text().splitlines()), json.loads(path.read_text())
+
+    monkeypatch.setattr(campaign.fuzz, "targets", targets)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # which main changes
+    first, found = run("pieces", 20)
+    assert {name: one["inputs"] for name, one in found.items()} == {"x": 20, "y": 20}
+    second, found = run("pieces", 60)
+    assert {name: one["inputs"] for name, one in found.items()} == {"x": 60, "y": 60}
+    assert (sorted(first + second), found) == run("whole", 60)
+    assert run("pieces", 60)[0] == []
 
 
 def _abort() -> None:
