@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -331,15 +331,20 @@ def _rows(rows: Rows, part: Part) -> Rows:
 
 
 @contextmanager
-def lost_ranks(state: State, run: Path, rank: int = 0) -> Iterator[None]:
+def lost_ranks(
+    state: State, run: Path, finish: Callable[[], None], rank: int = 0
+) -> Iterator[None]:
     """Says in the error for a lost rank how to continue.
 
-    Ranks above 0 name no checkpoint, since rank 0 may not have written it yet.
+    `finish` waits for the checkpoint being written. Ranks above 0 name none, since rank 0 may not
+    have written it yet.
     """
     try:
         yield
     except EngineError as error:
         if error.status == library.GPT_ERR_COMM:
+            with suppress(GptcError, OSError):  # what was saved before it is named
+                finish()
             source = "" if rank else f" from {state.saved}"
             resume = f"continue{source} with gptc train --resume {quoted(run)}"
             error.args = (f"{error}; {resume if state.saved else 'no checkpoint is saved yet'}",)

@@ -209,7 +209,8 @@ class Run:
             self.trainer.held_out.remember()
         self.show.start(state.step, horizon.steps)
         hearing = heard_signals(self.world.size, quiet=self.world.rank > 0)
-        with hearing as signals, lost_ranks(state, self.folder.path, self.world.rank):
+        losing = lost_ranks(state, self.folder.path, self.folder.finish, self.world.rank)
+        with hearing as signals, losing:
             trained_s = self._steps(signals, meter, on_step)
         self.show.close()
         if state.step > first_step and state.out_of_patience(self.setup.options):

@@ -201,12 +201,13 @@ HOSTILE = {
 def test_a_template_that_fails_is_one_line(
     template: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chat, "_SECONDS", 1)
+    expected = HOSTILE[template]
+    monkeypatch.setattr(chat, "_SECONDS", 1 if "1 s" in expected else 60)
     with pytest.raises(GptcError) as caught:
         render(template, {"messages": [1]})
     said = str(caught.value)
     assert said.startswith("the chat template fails (")
-    assert HOSTILE[template] in said
+    assert expected in said
     assert "\n" not in said
     assert capfd.readouterr() == ("", "")
 

@@ -295,11 +295,12 @@ def test_an_option_that_ranks_cannot_share_is_refused_once(
 
 def test_a_connected_rank_that_ends_is_named_once(options: dict[str, Any], tmp_path: Path) -> None:
     """By rank 0, at once: its connection ends."""
-    options |= {"threads": 1, "device": "cpu"}
+    options |= {"threads": 1, "device": "cpu", "save_every": 4}
     codes, (errors, _) = connected_job(tmp_path, options, "die")
     assert codes == [1, 9]
     (line,) = ours(errors)
-    assert "gptc: error: the connection to rank 1 has ended; " in line
+    saved = tmp_path / "run" / "ckpt-000004"
+    assert f"error: the connection to rank 1 has ended; continue from {saved} with" in line
 
 
 @needs_mpi
@@ -332,8 +333,12 @@ def test_a_rank_that_hangs_ends_the_job(options: dict[str, Any], tmp_path: Path)
 
 @pytest.mark.parametrize(("rank", "named"), [(0, " from run/ckpt-000004"), (1, "")])
 def test_only_rank_0_names_the_checkpoint_to_continue_from(rank: int, named: str) -> None:
-    state = State(step=5, saved=Path("run/ckpt-000004"))
+    state = State(step=5)
+
+    def finish() -> None:  # the checkpoint was being written
+        state.saved = Path("run/ckpt-000004")
+
     lost = EngineError("rank 0 is lost", library.GPT_ERR_COMM)
-    with pytest.raises(EngineError) as caught, lost_ranks(state, Path("run"), rank):
+    with pytest.raises(EngineError) as caught, lost_ranks(state, Path("run"), finish, rank):
         raise lost
     assert str(caught.value).endswith(f"; continue{named} with gptc train --resume run")
