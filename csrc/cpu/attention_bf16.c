@@ -121,19 +121,19 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
         const bf16 *keys = w->keys + k0 / PANEL * panel;
         const bf16 *values = w->values_rows + k0 / PANEL * panel;
-        multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
-        multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
+        multiply(w, w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
+        multiply(w, w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
         drop_tile(w->ds, nq, nk, task->dropout, index, T);
         backward_rows(task, w, sight, lse, q0, nq, k0, nk16);
         drop_tile(w->s, nq, nk, task->dropout, index, T);
         pack_tile(w->p_panels, w->s, nq, nk16);
         pack_tile(w->ds_panels, w->ds, nq, nk16);
         for (int r = 0; r < nq; r++) round_row(w->p + r * TILE_K, w->ds + r * TILE_K, 1, nk);
-        multiply(w->dv_turned + k0, T16, w->dout_turned, TILE_Q, w->p_panels,
+        multiply(w, w->dv_turned + k0, T16, w->dout_turned, TILE_Q, w->p_panels,
                  pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dv^T += dout^T p */
-        multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels, pack_panel_size(TILE_Q),
-                 HS, nk, nq, 1); /* dk^T += q^T ds */
-        multiply(w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
+        multiply(w, w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels,
+                 pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dk^T += q^T ds */
+        multiply(w, w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
                  pack_panel_size(T), nq, HS, nk, k0 > first); /* dq += ds k */
     }
     for (int r = 0; r < nq; r++) round_row(dq + r * stride, w->sum_q + (int64_t)r * HS16, 1, HS);

@@ -37,6 +37,7 @@ typedef struct buffers {
     bf16 *dout_turned;  /* (HS, TILE_Q) */
     float *dk_turned;   /* (HS, T16) */
     float *dv_turned;   /* (HS, T16) */
+    wide_operands *wide;
 } buffers;
 
 static inline void *take(char **at, size_t *used, int64_t bytes) {
@@ -71,11 +72,14 @@ static inline size_t lay_out(buffers *b, char *at, head_shape h, int training) {
     return used;
 }
 
+_Static_assert(sizeof(wide_operands) <= CPU_SCRATCH, "scratch");
+
 static inline buffers thread_buffers(const gpt_ctx *ctx, int thread, head_shape head,
                                      int training) {
     buffers b;
     size_t bytes = lay_out(&b, NULL, head, training);
     lay_out(&b, (char *)ctx->workspace + bytes * (size_t)thread, head, training);
+    b.wide = cpu_scratch(ctx, thread);
     return b;
 }
 
@@ -87,8 +91,8 @@ static inline void pack_keys(bf16 *out, const bf16 *x, int64_t ldx, int n, int H
 }
 
 /* c (rows, n columns) = a (rows, K) b, or c += a b, over any number of panels of b. */
-static inline void multiply(float *c, int64_t ldc, const bf16 *a, int64_t lda, const bf16 *b,
-                            int64_t panel, int rows, int n, int K, int add) {
+static inline void multiply(const buffers *w, float *c, int64_t ldc, const bf16 *a, int64_t lda,
+                            const bf16 *b, int64_t panel, int rows, int n, int K, int add) {
     for (int col = 0; col < n; col += GROUP * PANEL) {
         kernel_operands o = {.a = a,
                              .b = b + col / PANEL * panel,
@@ -96,7 +100,8 @@ static inline void multiply(float *c, int64_t ldc, const bf16 *a, int64_t lda, c
                              .lda = lda,
                              .panel = panel,
                              .ldc = ldc,
-                             .K = K};
+                             .K = K,
+                             .wide = w->wide};
         kernel_product(o, rows, (int)pack_panels(cpu_min(GROUP * PANEL, n - col)), add);
     }
 }
@@ -137,7 +142,7 @@ static inline void forward_tile(const query_tile *t, buffers *w) {
     }
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
-        multiply(w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
+        multiply(w, w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
                  pack_panel_size(HS), t->nq, nk, HS, 0);
         for (int r = 0; r < t->nq; r++) {
             seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
@@ -158,7 +163,7 @@ static inline void forward_tile(const query_tile *t, buffers *w) {
             if (t->scale_v) scale_by(w->s + r * TILE_K, t->scale_v + k0, nk);
             round_row(w->p + r * TILE_K, w->s + r * TILE_K, 1, nk);
         }
-        multiply(w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
+        multiply(w, w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
                  pack_panel_size(t->head.T), t->nq, HS, nk, k0 > first);
     }
     for (int r = 0; r < t->nq; r++) {

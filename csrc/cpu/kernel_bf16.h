@@ -1,23 +1,15 @@
 /* kernel_bf16.h: c (+)= a b for bf16 operands as pack.h lays them out, float32 sums in registers.
  * One instruction does a pair of products where the level has AVX-512 BF16; elsewhere the pairs are
- * split into two float32 vectors first. */
+ * split into two float32 vectors first. With AVX2 that costs more than the products themselves, so
+ * operands of several rows are widened to float32 once for all of them. */
 #ifndef CPU_KERNEL_BF16_H
 #define CPU_KERNEL_BF16_H
 
 #include "pack.h"
 
-/* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
- * from row to row, whole panels wide. next: the panels that will be read after these, where they
- * come from memory and should be asked for meanwhile, else NULL. */
-typedef struct kernel_operands {
-    const bf16 *a, *b, *next;
-    float *c;
-    int64_t lda, panel, ldc;
-    int K;
-} kernel_operands;
-
 enum {
-    GROUP = 2,               /* panels that a call of kernel_product may span */
+    WIDENS = LANES == 8,
+    GROUP = WIDENS ? 16 : 2, /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
     BAND = LANES == 16  ? 12
@@ -26,6 +18,34 @@ enum {
     NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
                     * instruction, and a pointer for each row would not fit the registers */
 };
+
+/* A panel's share of TERMS fits half of the first-level cache, rows half of the second. A band's sums, its
+ * panel's two vectors and one number fit 16 registers. WIDE_STRIDE: from row to row, not a power of two. Fewer
+ * rows than LEAST_WIDE are done before their panel would be widened. */
+enum {
+    WIDE_ROWS = 96,
+    WIDE_TERMS = 256,
+    WIDE_STRIDE = WIDE_TERMS + 8,
+    WIDE_BAND = 6,
+    LEAST_WIDE = 5
+};
+
+typedef struct wide_operands {
+    _Alignas(64) float a[WIDE_ROWS][WIDE_STRIDE];
+    float b[WIDE_TERMS][PANEL];
+} wide_operands;
+
+/* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
+ * from row to row, whole panels wide. next: the panels that will be read after these, where they
+ * come from memory and should be asked for meanwhile, else NULL. wide: room that the thread has for operands
+ * widened to float32, where this level widens them. */
+typedef struct kernel_operands {
+    const bf16 *a, *b, *next;
+    float *c;
+    int64_t lda, panel, ldc;
+    int K;
+    wide_operands *wide;
+} kernel_operands;
 
 #if defined(__AVX512BF16__)
 
@@ -73,7 +93,8 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
-        for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
+        for (int v = 0; v < n; v++)
+            sum[m][v] = WIDENS && add ? vf_load(o->c + m * o->ldc + v * LANES) : vf_set(0);
     }
     const bf16 *a[(BAND + NEAR_ROWS - 1) / NEAR_ROWS];
     int n_near = (M + NEAR_ROWS - 1) / NEAR_ROWS;
@@ -112,7 +133,7 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         float *c = o->c + m * o->ldc;
         UNROLL
         for (int v = 0; v < n; v++) {
-            if (add) sum[m][v] += vf_load(c + v * LANES);
+            if (add && !WIDENS) sum[m][v] += vf_load(c + v * LANES);
             vf_store(c + v * LANES, sum[m][v]);
         }
     }
@@ -164,8 +185,90 @@ static inline void kernel_bands(kernel_operands o, int rows, int panels, int add
     }
 }
 
-/* c (rows, 16 panels) = a b, or c += a b, for 1 or 2 panels. */
+/* ---- operands widened to float32 ---- */
+
+SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc, int K, int M,
+                           int add) {
+    vf sum[WIDE_BAND][VECTORS];
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[m][v] = add ? vf_load(c + m * ldc + v * LANES) : vf_set(0);
+    }
+    for (int k = 0; k < K; k++, a++, b += PANEL) {
+        vf column[VECTORS];
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) column[v] = vf_load(b + v * LANES);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            vf row = vf_set(a[m * WIDE_STRIDE]);
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) sum[m][v] += row * column[v];
+        }
+    }
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) vf_store(c + m * ldc + v * LANES, sum[m][v]);
+    }
+}
+
+static inline void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K,
+                              int add) {
+    for (int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, row = 0, M; n_bands > 0;
+         n_bands--, row += M) {
+        M = (rows - row + n_bands - 1) / n_bands;
+        const float *a = w->a[row], *b = w->b[0];
+        float *to = c + row * ldc;
+        if (M == 6)
+            wide_band(a, b, to, ldc, K, 6, add);
+        else if (M == 5)
+            wide_band(a, b, to, ldc, K, 5, add);
+        else if (M == 4)
+            wide_band(a, b, to, ldc, K, 4, add);
+        else /* of 7 rows */
+            wide_band(a, b, to, ldc, K, 3, add);
+    }
+}
+
+/* b's terms 0 to K - 1 of a panel, of which pairs are whole. */
+static inline void widen_panel(float b[][PANEL], const bf16 *panel, int K) {
+    for (int k = 0; k < K; k += PAIR, panel += PANEL * PAIR) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            vu x;
+            memcpy(&x, panel + v * LANES * PAIR, sizeof x);
+            vf_store(b[k] + v * LANES, (vf)(x << 16));
+            vf_store(b[k + 1] + v * LANES, (vf)(x & 0xffff0000u));
+        }
+    }
+}
+
+/* Terms are taken in order, as by kernel_band, so that a row's sums do not depend on the number of rows. */
+__attribute__((noinline)) static void kernel_widened(const kernel_operands *o, int rows, int panels,
+                                                     int add) {
+    wide_operands *w = o->wide;
+    for (int row = 0; row < rows; row += WIDE_ROWS)
+        for (int k = 0; k < o->K; k += WIDE_TERMS) {
+            int terms = cpu_min(WIDE_TERMS, o->K - k), n_rows = cpu_min(WIDE_ROWS, rows - row);
+            for (int r = 0; r < n_rows; r++) {
+                const bf16 *a = o->a + (row + r) * o->lda + k;
+                FOR_LANES (i, n, terms) vf_put(w->a[r] + i, vf_get(a + i, n), n);
+            }
+            for (int i = 0; i < panels; i++) {
+                widen_panel(w->b, o->b + i * o->panel + (int64_t)k * PANEL, terms);
+                wide_bands(w, o->c + row * o->ldc + i * PANEL, o->ldc, n_rows, terms, add || k > 0);
+            }
+        }
+}
+
+/* c (rows, 16 panels) = a b, or c += a b, for up to GROUP panels. */
 static inline void kernel_vectors(kernel_operands o, int rows, int panels, int add) {
+    if (WIDENS && rows >= LEAST_WIDE) {
+        kernel_widened(&o, rows, panels, add);
+        return;
+    }
     if (BAND_PANELS == 2 && panels == 2) {
         if (!o.next)
             kernel_bands(o, rows, BAND_PANELS, add, 0);

@@ -3,9 +3,11 @@
 #include "kernel.h"
 #include "product.h"
 
-/* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call
- * of the kernel, ROWS x GROUP_COLS of them, in the first. */
+/* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call of the
+ * kernel, ROWS x GROUP_COLS of them, in the first, or in the second where operands are widened (kernel_bf16.h). */
 enum { ROWS = 96, COLS = 256, LEAST_ROWS = 32, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
+/* Columns of an epilogue, and what those of a tile are a multiple of. */
+enum { BLOCK = 2 * PANEL };
 /* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
  * a tile. Sums of more wait in a tile of float32. */
 enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
@@ -21,9 +23,9 @@ enum { NARROW = ROWS, STEP = 128 };
 enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
 /* Whether rows so far apart share one or two sets of the first-level cache (64 of 64 bytes), which a band's do not
- * fit. Such rows are copied closer together first. */
+ * fit. Such rows are copied closer together first, if the kernel does not do so. */
 static int is_crowded(const product *p) {
-    return p->M > FEW && p->lda % (16 * PANEL * PAIR * PAIR) == 0;
+    return !WIDENS && p->M > FEW && p->lda % (16 * PANEL * PAIR * PAIR) == 0;
 }
 
 static int terms_at_once(const product *p) {
@@ -38,6 +40,15 @@ typedef struct product_tiles {
     int rows, cols, n_rows; /* of a tile; tiles below one another */
     int first, K;           /* TN: the rows of this chunk */
 } product_tiles;
+
+/* A thread's scratch. */
+typedef struct tile_memory {
+    _Alignas(64) float sums[2 * ROWS * COLS]; /* of a tile and of its twin */
+    bf16 rows[ROWS * (TERMS + PAD)];          /* a's rows closer together, or its columns as rows */
+    wide_operands wide;
+} tile_memory;
+
+_Static_assert(sizeof(tile_memory) <= CPU_SCRATCH, "scratch");
 
 static const bf16 *panels_at(const product_tiles *t, int64_t col, int k) {
     return t->b + col / PANEL * t->panel + (int64_t)k * PANEL;
@@ -71,8 +82,8 @@ static void store(const product *p, const float *y, int64_t ldy, int add, int ro
 }
 
 /* y (rows, n) += the terms that p->more has for columns col to col + n - 1, where `panel` is the first of them. */
-static void add_more(const product *p, float *y, int64_t ldc, int row, int rows, int col, int n,
-                     int64_t panel) {
+static void add_more(const product *p, tile_memory *memory, float *y, int64_t ldc, int row,
+                     int rows, int col, int n, int64_t panel) {
     const product_more *m = p->more;
     int begin = m->n_parts, end = 0;
     for (int i = 0; i < m->n_parts; i++) {
@@ -89,16 +100,17 @@ static void add_more(const product *p, float *y, int64_t ldc, int row, int rows,
                          .lda = m->lda,
                          .panel = size,
                          .ldc = ldc,
-                         .K = (end - begin) * m->K};
+                         .K = (end - begin) * m->K,
+                         .wide = &memory->wide};
     kernel_product(o, rows, (int)pack_panels(n), 1);
 }
 
-static void add_to_columns(const product *p, float *y, float *y_twin, int64_t ldc, int row,
-                           int rows, int col, int n) {
+static void add_to_columns(const product *p, tile_memory *memory, float *y, float *y_twin,
+                           int64_t ldc, int row, int rows, int col, int n) {
     int at = p->more->first + col;
-    add_more(p, y, ldc, row, rows, at, n, at / PANEL);
+    add_more(p, memory, y, ldc, row, rows, at, n, at / PANEL);
     if (p->twin)
-        add_more(p, y_twin, ldc, row, rows, p->more->twin + at, n,
+        add_more(p, memory, y_twin, ldc, row, rows, p->more->twin + at, n,
                  pack_panels(p->more->twin) + at / PANEL);
 }
 
@@ -155,10 +167,12 @@ static pack_args pack_args_of(const product *p, bf16 *out, int64_t panel, int fi
     return args;
 }
 
-/* One tile of NT or NN. near: room for ROWS x (TERMS + PAD) of a. */
-static void multiply_tile(const product_tiles *t, float *sums, bf16 *near, int64_t tile, int row,
+/* One tile of NT or NN. */
+static void multiply_tile(const product_tiles *t, tile_memory *memory, int64_t tile, int row,
                           int rows, int col, int cols) {
     const product *p = t->p;
+    float *sums = memory->sums;
+    bf16 *near = memory->rows;
     int step = terms_at_once(p), in_steps = step < p->K, is_copied = is_crowded(p);
     int64_t ldc = in_steps ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
     int64_t twin_panels = p->twin ? pack_panels(p->N) * t->panel : 0;
@@ -180,7 +194,8 @@ static void multiply_tile(const product_tiles *t, float *sums, bf16 *near, int64
                                  .lda = is_copied ? TERMS + PAD : p->lda,
                                  .panel = t->panel,
                                  .ldc = ldc,
-                                 .K = terms};
+                                 .K = terms,
+                                 .wide = &memory->wide};
             kernel_product(o, rows, (int)pack_panels(n), k > 0);
             if (p->twin) {
                 o.b += twin_panels;
@@ -189,19 +204,21 @@ static void multiply_tile(const product_tiles *t, float *sums, bf16 *near, int64
                 kernel_product(o, rows, (int)pack_panels(n), k > 0);
             }
             if (k + terms < p->K) continue;
-            if (p->more) add_to_columns(p, y, y + twin_sums, ldc, row, rows, c, n);
-            if (p->epilogue)
-                p->epilogue(p->epilogue_args, y, y + twin_sums, (int)ldc, row, rows, c, n);
-            else
-                store(p, y, ldc, p->add, row, rows, c, n);
+            if (p->more) add_to_columns(p, memory, y, y + twin_sums, ldc, row, rows, c, n);
+            if (!p->epilogue) store(p, y, ldc, p->add, row, rows, c, n);
+            for (int i = 0; p->epilogue && i < n; i += BLOCK)
+                p->epilogue(p->epilogue_args, y + i, y + twin_sums + i, (int)ldc, row, rows, c + i,
+                            cpu_min(BLOCK, n - i));
         }
     }
 }
 
 /* One tile of TN: columns of a become rows first. */
-static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int row, int rows,
-                          int col, int cols) {
+static void gradient_tile(const product_tiles *t, tile_memory *memory, int row, int rows, int col,
+                          int cols) {
     const product *p = t->p;
+    float *sums = memory->sums;
+    bf16 *turned = memory->rows;
     for (int k = 0; k < t->K; k += TERMS) {
         int terms = cpu_min(TERMS, t->K - k), stride = (int)cpu_round_up(terms, PAIR) + PAD;
         const bf16 *a = p->a + (int64_t)(t->first + k) * p->lda + row;
@@ -219,7 +236,8 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
                                  .lda = stride,
                                  .panel = t->panel,
                                  .ldc = GROUP_COLS,
-                                 .K = terms};
+                                 .K = terms,
+                                 .wide = &memory->wide};
             kernel_product(o, rows, (int)pack_panels(n), 0);
             store(p, sums, GROUP_COLS, p->add || t->first + k > 0, row, rows, c, n);
         }
@@ -236,9 +254,11 @@ static void store_turned(const product *p, const float *y, int add, int row, int
 }
 
 /* One tile of TN with few rows: b is read once, a few rows at a time, and packed where it is then multiplied. */
-static void narrow_tile(const product *p, float *sums, bf16 *turned, int row, int rows, int col,
+static void narrow_tile(const product *p, tile_memory *memory, int row, int rows, int col,
                         int cols) {
     enum { STRIDE = STEP + PAD };
+    float *sums = memory->sums;
+    bf16 *turned = memory->rows;
     bf16 *panels = turned + NARROW * STRIDE;
     int64_t panel = pack_panel_size(STEP) + PAD;
     for (int k = 0; k < p->K; k += STEP) {
@@ -253,7 +273,8 @@ static void narrow_tile(const product *p, float *sums, bf16 *turned, int row, in
                                  .lda = STRIDE,
                                  .panel = panel,
                                  .ldc = COLS,
-                                 .K = terms};
+                                 .K = terms,
+                                 .wide = &memory->wide};
             int n = cpu_min(GROUP_COLS, cols - c);
             kernel_product(o, rows, (int)pack_panels(n), k > 0);
         }
@@ -264,27 +285,23 @@ static void narrow_tile(const product *p, float *sums, bf16 *turned, int row, in
         store(p, sums, COLS, p->add, row, rows, col, cols);
 }
 
-/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows, or its rows. */
-enum { SUMS = 2 * ROWS * COLS };
-_Static_assert(SUMS * sizeof(float) + ROWS * (TERMS + PAD) * sizeof(bf16) <= CPU_SCRATCH,
-               "scratch");
 _Static_assert(NARROW *(STEP + PAD) + COLS / PANEL * (STEP * PANEL + PAD) <= ROWS * (TERMS + PAD),
                "scratch of a narrow tile");
 
 static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
     const product *p = t->p;
-    float *sums = cpu_scratch(t->ctx, thread);
+    tile_memory *memory = cpu_scratch(t->ctx, thread);
     kernel_begin();
     for (int64_t i = begin; i < end; i++) {
         int row = (int)(i % t->n_rows) * t->rows, col = (int)(i / t->n_rows) * t->cols;
         int rows = cpu_min(t->rows, p->M - row), cols = cpu_min(t->cols, p->N - col);
         if (!t->b)
-            narrow_tile(p, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
+            narrow_tile(p, memory, row, rows, col, cols);
         else if (p->kind == PRODUCT_TN)
-            gradient_tile(t, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
+            gradient_tile(t, memory, row, rows, col, cols);
         else
-            multiply_tile(t, sums, (bf16 *)(sums + SUMS), i, row, rows, col, cols);
+            multiply_tile(t, memory, i, row, rows, col, cols);
     }
     kernel_end();
 }
@@ -307,11 +324,11 @@ static int64_t split(product_tiles *t, int n_threads, int most_cols) {
             break;
     }
     t->rows = cpu_min(ROWS, (int)cpu_round_up(cpu_div_up(p->M, n_rows), 16));
-    t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), GROUP_COLS));
+    t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), BLOCK));
     t->n_rows = (int)cpu_div_up(p->M, t->rows);
     int64_t least = busiest_columns(p, n_threads, t->cols);
-    int groups = t->cols / GROUP_COLS; /* all columns of a gradient may end within one */
-    for (int cols = groups * GROUP_COLS; p->M <= FEW && cols >= LEAST_COLS; cols -= GROUP_COLS) {
+    int blocks = t->cols / BLOCK; /* all columns of a gradient may end within one */
+    for (int cols = blocks * BLOCK; p->M <= FEW && cols >= LEAST_COLS; cols -= BLOCK) {
         if (busiest_columns(p, n_threads, cols) >= least) continue;
         least = busiest_columns(p, n_threads, cols);
         t->cols = cols;
@@ -353,22 +370,22 @@ size_t cpu_product_workspace(int N, int K) {
     return cpu_packed_operand_bytes(N, cpu_min(K, CHUNK));
 }
 
-static void pack_groups(void *args, int thread, int64_t begin, int64_t end) {
+static void pack_blocks(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const pack_args *a = args;
-    int col = (int)begin * GROUP_COLS, last = cpu_min((int)end * GROUP_COLS, a->N);
+    int col = (int)begin * BLOCK, last = cpu_min((int)end * BLOCK, a->N);
     pack(a, a->out + col / PANEL * a->panel, col, last);
 }
 
 void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K) {
     pack_args args = {out, operand_panel(K), b, ldb, N, K, GPT_ACT_NONE};
-    cpu_parallel(ctx, pack_groups, &args, cpu_div_up(N, GROUP_COLS), 2);
+    cpu_parallel(ctx, pack_blocks, &args, cpu_div_up(N, BLOCK), 2);
 }
 
 /* Rows first to first + K - 1 of b, into the workspace. */
 static void pack_chunk(gpt_ctx *ctx, const product *p, int first, int K) {
     pack_args args = pack_args_of(p, ctx->workspace, operand_panel(K), first, K);
-    cpu_parallel(ctx, pack_groups, &args, cpu_div_up(p->N, GROUP_COLS), 2);
+    cpu_parallel(ctx, pack_blocks, &args, cpu_div_up(p->N, BLOCK), 2);
 }
 
 /* Whether the tiles of a gradient pack b themselves: few of them share it. */

@@ -33,6 +33,8 @@ static void check_panels(const bf16 *panels, int64_t panel, const bf16 *b, int64
     EXPECT(1);
 }
 
+static wide_operands wide;
+
 static const int widths[] = {1, 2, 15, 16, 17, 32, 33, 64, 65};
 
 static void test_packing(void) {
@@ -86,8 +88,14 @@ static void check_kernel(const char *name, kernel_fn *kernel, int rows, int pane
             want[r * ldc + n] = sum;
         }
     }
-    kernel_operands o = {
-        .a = a, .b = b_panels, .c = c, .lda = lda, .panel = panel, .ldc = ldc, .K = K};
+    kernel_operands o = {.a = a,
+                         .b = b_panels,
+                         .c = c,
+                         .lda = lda,
+                         .panel = panel,
+                         .ldc = ldc,
+                         .K = K,
+                         .wide = &wide};
     if (add) o.next = b_panels; /* asking for it changes nothing */
     kernel(o, rows, panels, add);
     double *got = host_zeros((int64_t)rows * ldc);
@@ -112,11 +120,47 @@ static void test_products(void) {
         int M = rows[i % TEST_COUNT(rows)], K = terms[i / TEST_COUNT(rows)];
         for (int panels = 1; panels <= GROUP; panels++) {
             for (int add = 0; add < 2; add++) {
-                check_kernel("tiles", on_tiles, M, panels, K, add, 1e-6);
+                if (panels <= 2) check_kernel("tiles", on_tiles, M, panels, K, add, 1e-6);
                 check_kernel("vectors", on_vectors, M, panels, K, add, 1e-6);
             }
         }
     }
 }
 
-TEST_API_MAIN({"packing", test_packing}, {"products", test_products})
+/* More rows and terms than are widened at once. */
+static void test_large_products(void) {
+    for (int add = 0; add < 2; add++)
+        check_kernel("vectors", on_vectors, 99, GROUP, 515, add, 3e-6);
+}
+
+/* Decoding alone and in a batch must give the same text. */
+static void test_rows_alone(void) {
+    enum { M = 13, K = 301, N = PANEL * GROUP };
+    for (int add = 0; add < 2; add++) {
+        test_case("add=%d", add);
+        int64_t panel = pack_panel_size(K);
+        bf16 *a = random_bf16(M * K), *b = random_bf16(K * N),
+             *panels = garbage_bf16(GROUP * panel);
+        pack_columns(panels, panel, b, N, N, K);
+        float *all = host_floats(M * N), *alone = host_floats(M * N);
+        for (int i = 0; i < M * N; i++) all[i] = alone[i] = (float)random_normal();
+        kernel_operands o = {.a = a,
+                             .b = panels,
+                             .c = all,
+                             .lda = K,
+                             .panel = panel,
+                             .ldc = N,
+                             .K = K,
+                             .wide = &wide};
+        kernel_vectors(o, M, GROUP, add);
+        for (int r = 0; r < M; r++) {
+            o.a = a + r * K;
+            o.c = alone + r * N;
+            kernel_vectors(o, 1, GROUP, add);
+        }
+        EXPECT(memcmp(all, alone, sizeof(float) * M * N) == 0);
+    }
+}
+
+TEST_API_MAIN({"packing", test_packing}, {"products", test_products},
+              {"large products", test_large_products}, {"rows alone", test_rows_alone})
