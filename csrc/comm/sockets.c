@@ -1,7 +1,7 @@
 /* sockets.c: messages over connected sockets, one for each other rank, which the caller has opened.
  *
  * Messages between two ranks have an order and a size that both know. A message has its size in front, so that
- * ranks that are at different calls fail instead of reading each other's numbers. Nothing waits: whoever tests a
+ * ranks that are at different calls fail instead of reading each other's numbers. Nothing waits: a test of one
  * message moves those of all ranks, since a rank may wait for one that another rank's message is in front of. */
 #define _GNU_SOURCE
 #include "error.h"

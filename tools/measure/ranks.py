@@ -5,7 +5,7 @@
 Both train GPT-2 (124M) in fp32 by gptc's training loop, in turn: `--batch-size` sequences of
 `--seq-len` tokens a rank and step. The ranks talk over shared memory, by the MPI that mpirun
 belongs to, or with `--starter torchrun` by sockets. A line has the seconds of the fastest step in
-each turn, the last one medians, and the tokens a second of the ranks as a share of those of the
+each turn, the last line medians, and the tokens a second of the ranks as a share of those of the
 process. With real-time priority (chrt -f) a rank's thread that exchanges sums gets a higher one: it
 would else wait for the one that computes, which it interrupts where priorities are usual.
 """
@@ -62,7 +62,7 @@ def let_others_interrupt() -> None:
 
 
 def step_seconds(command: list[str], options: dict[str, Any], env: dict[str, str]) -> float:
-    """The fastest of a run's steps: what else runs only makes them longer."""
+    """The fastest of a run's steps: other programs only make them longer."""
     with tempfile.TemporaryDirectory() as folder:
         given = json.dumps({**options, "out": f"{folder}/run"})
         ran = subprocess.run([*command, given], env=env, capture_output=True, text=True)

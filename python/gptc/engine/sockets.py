@@ -7,6 +7,7 @@ so that a stranger's is closed. As in torch, nothing is secret: the network has 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -38,7 +39,8 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 def address() -> Address:
@@ -90,59 +92,63 @@ class _Meeting:
     def _invite(self) -> None:
         """Rank 0: hears of all, then tells their addresses."""
         with self._listener() as listener:
-            ports = self._accept(listener, range(1, self._place.size))
-        where = {
-            rank: (self._known_host(found), ports[rank])
-            for rank, found in enumerate(self.peers)
-            if found is not None
-        }
-        for found in self.peers:
-            if found is not None:
-                _send(found, where)
+            where = self._accept(listener, range(1, self._place.size))
+        for rank in where:
+            self._tell(rank, where)
 
     def _come(self) -> None:
         """Another rank: tells its port, then connects to those below and waits for those above."""
         rank = self._place.rank
         first = self._reach(0, self._at)
-        with self._server(0) as listener:
-            self._greet(first, listener.getsockname()[1])
+        with self._server(0, first.family) as listener:
+            self._greet(0, listener.getsockname()[1])
             where = self._hear(first, f"no word from rank 0 at {self._at}")
             for other in range(1, rank):
                 host, port = where[str(other)]
-                self._greet(self._reach(other, Address(host, port)), 0)
+                self._reach(other, Address(host, port))
+                self._greet(other, 0)
             self._accept(listener, range(rank + 1, self._place.size))
 
     def _listener(self) -> socket.socket:
         """Of rank 0."""
+        host, port = self._at
         try:
-            return self._server(self._at.port)
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            return self._server(port, family)
         except OSError as error:
             raise MeetingError(
                 f"rank 0 cannot listen at {self._at}: {_reason(error)}; choose another "
                 "--master-port"
             ) from error
 
-    def _server(self, port: int) -> socket.socket:
-        """At all addresses of this host, whose name may mean another one here than elsewhere."""
-        host = self._at.host if _is_loopback(self._at.host) else ""
-        family = socket.getaddrinfo(self._at.host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
+    def _server(self, port: int, family: int) -> socket.socket:
+        """At all addresses of this host, whose name may mean another one here than elsewhere.
 
-    def _known_host(self, found: socket.socket) -> str:
+        Other hosts may know its IPv4 address alone.
+        """
+        host = self._at.host if _is_loopback(self._at.host) else ""
+        both = not host and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
+
+    def _known_host(self, host: str) -> str:
         """The host of a connection to rank 0, by a name for other hosts too."""
-        host = str(found.getpeername()[0])
+        if "." in host:
+            host = host.removeprefix("::ffff:")  # IPv4, at a socket of both
         return self._at.host if _is_loopback(host) else host
 
-    def _accept(self, listener: socket.socket, ranks: range) -> dict[int, int]:
-        """Waits for these ranks; the port of each."""
-        ports: dict[int, int] = {}
-        while len(ports) < len(ranks):
-            missing = [rank for rank in ranks if rank not in ports]
+    def _accept(self, listener: socket.socket, ranks: range) -> dict[int, Address]:
+        """Waits for these ranks; the address of each."""
+        where: dict[int, Address] = {}
+        while len(where) < len(ranks):
+            missing = [rank for rank in ranks if rank not in where]
             listener.settimeout(self._left(f"{_named(missing)} did not come to {self._at}"))
             try:
-                found, _ = listener.accept()
-            except TimeoutError:
+                found, whence = listener.accept()
+            except (TimeoutError, ConnectionAbortedError):
                 continue
+            except OSError as error:
+                problem = f"rank {self._place.rank} cannot accept connections"
+                raise MeetingError(f"{problem}: {_reason(error)}") from error
             try:
                 job, rank, port = _receive(found, _GREETING_S)
                 if job != self._job or rank not in missing or not isinstance(port, int):
@@ -150,8 +156,9 @@ class _Meeting:
             except (OSError, ValueError, TypeError, RecursionError):
                 found.close()  # of another job, or of a stranger
                 continue
-            self.peers[rank], ports[rank] = found, port
-        return ports
+            self.peers[rank] = found
+            where[rank] = Address(self._known_host(str(whence[0])), port)
+        return where
 
     def _reach(self, rank: int, at: Address) -> socket.socket:
         """A connection to a rank, which may not be there yet."""
@@ -160,7 +167,7 @@ class _Meeting:
             why = f" ({_reason(problem)})" if problem else ""
             left = self._left(f"no connection to rank {rank} at {at}{why}")
             try:
-                found = socket.create_connection(at, timeout=left)
+                found = _connected(at, left)
             except OSError as error:
                 problem = error
                 time.sleep(_RETRY_S)
@@ -168,8 +175,18 @@ class _Meeting:
             self.peers[rank] = found
             return found
 
-    def _greet(self, to: socket.socket, port: int) -> None:
-        _send(to, [self._job, self._place.rank, port])
+    def _greet(self, rank: int, port: int) -> None:
+        self._tell(rank, [self._job, self._place.rank, port])
+
+    def _tell(self, rank: int, value: object) -> None:
+        to = self.peers[rank]
+        assert to is not None
+        try:
+            _send(to, value)
+        except OSError as error:
+            raise MeetingError(
+                f"the connection to rank {rank} has ended: {_reason(error)}"
+            ) from error
 
     def _hear(self, found: socket.socket, problem: str) -> Any:
         try:
@@ -183,6 +200,20 @@ class _Meeting:
         if left <= 0:
             raise MeetingError(f"{problem} for {self._timeout_s:g} s")
         return min(left, 1e6)
+
+
+def _connected(at: Address, seconds: float) -> socket.socket:
+    """A connection to an address, and not to its own end: TCP can give it the port it asks for."""
+    found = socket.create_connection(at, timeout=seconds)
+    try:
+        own = found.getsockname() == found.getpeername()
+    except OSError:
+        found.close()
+        raise
+    if own:
+        found.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return found
 
 
 def _is_loopback(host: str) -> bool:

@@ -148,7 +148,7 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path, before_s: float = 0.0
 def _follow_costs(setup: Setup, costs: Costs) -> None:
     """With --minutes, sets the number of steps to that which fits into the time.
 
-    What follows the last step, its evaluation and checkpoint, comes after that time.
+    The last evaluation and checkpoint come after that time.
     """
     options, first, horizon = setup.options, setup.state.step, setup.horizon
     if horizon.budget_s is None:

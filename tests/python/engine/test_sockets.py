@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
@@ -50,7 +52,7 @@ def test_each_rank_is_connected_to_each_other(size: int) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n", b"\x02\0\0\0[]", b"\xff\xff\xff\xff", b""])
-def test_a_stranger_is_no_rank(sent: bytes) -> None:
+def test_a_stranger_is_not_a_rank(sent: bytes) -> None:
     port = free_port()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(sockets.connect, place(0, 2), Address("127.0.0.1", port), 30)
@@ -78,6 +80,67 @@ def test_the_error_names_the_rank_and_the_address(rank: int, size: int, problem:
     with pytest.raises(MeetingError) as caught:
         sockets.connect(place(rank, size), Address("127.0.0.1", port), 0.3)
     assert str(caught.value) == problem.format(port=port)
+
+
+def test_a_rank_that_leaves_early_is_named() -> None:
+    at = Address("127.0.0.1", free_port())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(sockets.connect, place(0, 3), at, 30)
+        leaving = sockets._Meeting(place(1, 3), at, 1e12, 30)
+        found = leaving._reach(0, at)
+        leaving._greet(0, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        found.close()
+        last = pool.submit(sockets.connect, place(2, 3), at, 30)
+        with pytest.raises(MeetingError, match="the connection to rank 1 has ended: "):
+            first.result(60)
+        with pytest.raises(MeetingError, match=f"no word from rank 0 at {at}: "):
+            last.result(60)
+
+
+def test_a_rank_does_not_connect_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TCP allows where nobody listens yet and the ports of both ends are the same."""
+    at = Address("127.0.0.1", free_port())
+
+    def connect_to_itself(*_: object, **__: object) -> socket.socket:
+        found = socket.socket()
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(at)
+        found.connect(at)
+        return found
+
+    monkeypatch.setattr(socket, "create_connection", connect_to_itself)
+    with pytest.raises(MeetingError, match=r"no connection to rank 0 .*\(Connection refused\)"):
+        sockets.connect(place(1, 2), at, 0.3)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_host_with_both_kinds_of_addresses_is_reached_by_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sockets, "_is_loopback", lambda host: False)
+    meeting = sockets._Meeting(place(0, 2), Address("::1", free_port()), 1e12, 30)
+    with meeting._listener() as listener:
+        for host in ("127.0.0.1", "::1"):
+            to = Address(host, listener.getsockname()[1])
+            with socket.create_connection(to, 5):
+                found, whence = listener.accept()
+                found.close()
+                assert meeting._known_host(whence[0]) == host
+
+
+def test_an_address_of_ipv6_is_written_in_brackets() -> None:
+    assert str(Address("fe80::1", 29500)) == "[fe80::1]:29500"
+    assert str(Address("node1", 29500)) == "node1:29500"
+
+
+def test_a_rank_without_files_for_connections_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    with pytest.raises(MeetingError, match="rank 0 cannot accept connections: Too many open"):
+        sockets.connect(place(0, 2), Address("127.0.0.1", free_port()), 5)
 
 
 def test_a_port_that_is_taken_is_named() -> None:

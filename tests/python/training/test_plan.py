@@ -173,7 +173,7 @@ def test_a_sample_is_as_long_as_documents_are(options: Options) -> None:
         trainer = Trainer(setup, PlainProgress(), Path(options["out"]))
         (source,) = setup.dataset.meta["sources"]
         n_tokens = sum(setup.dataset.n_tokens(split) for split in ("train", "val"))
-        source["documents"] = n_tokens // 2  # of two tokens each: one goes on with a chance of 1/2
+        source["documents"] = n_tokens // 2  # of two tokens each, in the mean
         assert planning._sample_tokens(setup, trainer) == pytest.approx(2, rel=0.01)
         source["documents"] = 1
         most = trainer.most_sampled
