@@ -28,7 +28,7 @@ def options_of(
     """Adds the options of a dataclass to a command.
 
     `only` and `without` select fields; `defaults` overrides defaults. With `unset`, an option that
-    is not given is None, so that a file can supply it.
+    is not given is None, so that a file can supply it; `defaults` are then texts for the help.
     """
     chosen = [
         declaration
@@ -39,16 +39,17 @@ def options_of(
     def add(command: _Command) -> _Command:
         for declaration in reversed(chosen):
             given = (defaults or {}).get(declaration.name, declaration.default)
-            command = _option(declaration, None if unset else given)(command)
+            command = _option(declaration, given, unset)(command)
         return command
 
     return add
 
 
-def _option(declaration: Declared, default: Any) -> Callable[[_Command], _Command]:
+def _option(declaration: Declared, default: Any, unset: bool) -> Callable[[_Command], _Command]:
     shown = declaration.default_text
     if default is not None and default != declaration.default:
         shown = str(default)
+    default = None if unset else default
     help = declaration.help + (f"  [{shown}]" if shown else "")
     attributes: dict[str, Any] = {"help": help, "default": default}
     if declaration.kind is bool:

@@ -106,10 +106,13 @@ Examples:
     "--samples",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="Programs of each problem, for pass@k. One is greedy; several are drawn, with temperature "
-    "0.8 and top-p 0.95, unless sampling options are given.  [1]",
+    help="Programs of each problem, for pass@k. One is greedy; several are drawn.  [1]",
 )
-@options_of(Sampling, unset=True)
+@options_of(
+    Sampling,
+    unset=True,
+    defaults={"temperature": "0; 0.8 for several", "top_p": "1; 0.95 for several"},
+)
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @options_of(CacheOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

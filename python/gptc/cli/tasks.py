@@ -12,7 +12,8 @@ import click
 
 from gptc.errors import UsageError
 from gptc.files.words import plural
-from gptc.settings import spelled
+from gptc.generation.options import Sampling
+from gptc.settings import declared
 
 if TYPE_CHECKING:
     from gptc.eval.code import CodeResult, Problem
@@ -39,9 +40,9 @@ def run_tasks(
     from gptc.eval.code import evaluate_problems
     from gptc.eval.tasks import evaluate_task
 
-    loaded = _loaded(
-        tasks, run_code, samples, sampling or {}
-    )  # a broken row is an error before work
+    # A broken row, or an option out of range, is an error before work.
+    Sampling(**(sampling or {})).check()
+    loaded = _loaded(tasks, run_code, samples, sampling or {})
 
     def measure(file: ModelFile) -> tuple[Path, dict[str, TaskResult | CodeResult]]:
         tokenizer = file.tokenizer()
@@ -99,8 +100,14 @@ def given_for_code(run_code: bool, samples: int | None, sampling: Mapping[str, A
     """The first option that was given and is for programs alone; "" if none was."""
     if run_code:
         return "--run-code"
-    named = {"samples": samples} if samples else {**sampling}
-    return next((f"--{spelled(name)} {value}" for name, value in named.items()), "")
+    if samples:
+        return f"--samples {samples}"
+    given = (
+        f"--{declaration.flag}"
+        for name, declaration in declared(Sampling).items()
+        if name in sampling
+    )
+    return next(given, "")
 
 
 def _fields(result: TaskResult | CodeResult) -> dict[str, Any]:

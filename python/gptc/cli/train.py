@@ -138,7 +138,7 @@ def _print_summary(summary: Summary) -> None:
         mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {peak}"
         memory = (
             f"peak memory {amount(summary.peak_resident_bytes)}, "
-            f"{amount(summary.planned_peak_bytes)} planned (engine and resident before)"
+            f"{amount(summary.planned_peak_bytes)} planned"
         )
         if summary.device != "cpu":
             memory = (

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -158,6 +159,11 @@ def endpoints(service: Service) -> list[Endpoint]:
     ]  # fmt: skip
 
 
+def _method(http: HttpRequest) -> str:
+    """HEAD is answered as GET, for monitors; the protocol leaves the body out."""
+    return "GET" if http.method == "HEAD" else http.method
+
+
 class App:
     """The server as an ASGI application."""
 
@@ -207,7 +213,7 @@ class App:
         """Counts and logs an answered request; status 0: the client got none."""
         scope = http.scope
         path = self._path(http)
-        counted = path if (http.method, path) in self._endpoints else "other"
+        counted = path if (_method(http), path) in self._endpoints else "other"
         self._service.metrics.requests.labels(counted, str(status)).inc()
         took_ms = 1000 * (time.monotonic() - begin_s)
         log.info(
@@ -237,9 +243,7 @@ class App:
         return found
 
     async def _answer(self, http: HttpRequest) -> Response:
-        path, method = self._path(http), http.method
-        if method == "HEAD":  # as monitors ask; the protocol leaves the body out
-            method = "GET"
+        path, method = self._path(http), _method(http)
         self._check_host(http)
         if method == "OPTIONS" and self._service.options.cors:
             return Response(status_code=204)
@@ -267,7 +271,8 @@ class App:
     def _instead(self, path: str) -> str:
         """The advice for an unknown path: mostly a client's base URL lacks its /v1, or has two."""
         known = {p for _, p in self._endpoints}
-        for near in (f"/v1{path}", path.removeprefix("/v1")):
+        path = re.sub("/+", "/", path)
+        for near in (path, f"/v1{path}", path.removeprefix("/v1")):
             if near in known:
                 return f"{near} is one: the client's base URL may end in the wrong part"
         return "see /docs"

@@ -117,7 +117,7 @@ class _Template:
     def __init__(self, text: str) -> None:
         self.mark, self.fault = "", {}
         self.longest = self.most = self.left = 0
-        self.first_walked = 0
+        self.first_walked, self.lists = 0, set[str]()
         environment = _environment(lambda: self.mark)
         try:
             self._template = environment.from_string(text)
@@ -130,6 +130,7 @@ class _Template:
             return
         if walk is not None:
             self._border, self.first_walked = secrets.token_hex(16), walk.first
+            self.lists = walk.lists
             end = jinja2.nodes.TemplateData(self._border)
             walk.loop.body.append(jinja2.nodes.Output([end], lineno=walk.loop.lineno))
             self._walked = environment.from_string(walk.template)
@@ -232,12 +233,14 @@ class _Walk:
     all ends are parts of one, and a conversation of thousands of turns takes one run.
     """
 
-    def __init__(self, template: Any, loop: Any, first: int) -> None:
+    def __init__(self, template: Any, loop: Any, first: int, lists: set[str]) -> None:
         self.template, self.loop = template, loop
         self.first = first  # messages of the shortest text that is a part
+        self.lists = lists  # names of messages; one that is a variable too may be a value of that
 
 
-_BEHIND = ("index", "index0", "first", "previtem", "cycle", "changed", "depth", "depth0")
+# Not its methods: the text of one has the number of messages.
+_BEHIND = ("index", "index0", "first", "previtem", "depth", "depth0")
 _MESSAGES = "messages"
 
 
@@ -256,6 +259,8 @@ def _walk(template: Any) -> _Walk | None:
         # Each name of a list is the loop's, or an item's, or is set to the messages.
         or sum(_is_list(name, lists) for name in names) != 1 + len(numbers) + len(known)
         or sum(name.ctx != "load" and name.name in lists for name in names) != len(known)
+        # A parameter of that name hides an inner loop's own `loop`.
+        or any(name.ctx != "load" and name.name == "loop" for name in names)
         or template.find((nodes.Block, nodes.Break, nodes.Continue)) is not None
     ):
         return None
@@ -269,8 +274,9 @@ def _walk(template: Any) -> _Walk | None:
     for node in template.body[at[0] + 1 :]:  # what follows the loop
         if changed & {name.name for name in node.find_all(nodes.Name)}:
             return None
-    n_skipped = max((_n_skipped(node.node) or 0 for node in known), default=0)
-    return _Walk(template, loop, 1 + n_skipped + max(numbers, default=0))
+    n_skipped = sum(_n_skipped(node.node) or 0 for node in known)  # by one after another
+    first = 1 + n_skipped + max(numbers, default=0)
+    return _Walk(template, loop, first, lists - {_MESSAGES})
 
 
 def _is_list(node: Any, lists: set[str]) -> bool:
@@ -318,7 +324,7 @@ def _texts_walked(
 ) -> tuple[str, Iterator[tuple[int, str]]] | None:
     """The first text of these ends, and differences for the others; None if each has to be run."""
     messages = variables.get(_MESSAGES)
-    if len(ends) < 2 or not isinstance(messages, list):
+    if len(ends) < 2 or not isinstance(messages, list) or template.lists & variables.keys():
         return None
     most = max(n for n, _ in ends)
     if most > len(messages) or [n for n, _ in ends] != sorted(n for n, _ in ends):

@@ -142,8 +142,10 @@ def test_code_is_not_run_unless_that_is_asked_for(
         (("--task", "stories", "--samples", 3), "--samples 3 is for a --task with problems"),
         (("--run-code",), "--run-code is for --task FILE"),
         (("--samples", 3), "--samples 3 is for --task FILE"),
-        (("--top-k", 3), "--top-k 3 is for --task FILE"),
-        (("--task", "stories", "--temperature", 1), "--temperature 1.0 is for a --task with"),
+        (("--top-k", 3), "--top-k is for --task FILE"),
+        (("--logit-bias", "5=1"), "--logit-bias is for --task FILE"),
+        (("--task", "stories", "--temperature", 1), "--temperature is for a --task with"),
+        (("--task", "stories", "--top-p", 2), "--top-p is 2.0; it must be above 0 and at most 1"),
     ],
 )
 def test_options_without_problems(gptc: Gptc, given: tuple[Any, ...], message: str) -> None:

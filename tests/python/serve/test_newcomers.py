@@ -13,7 +13,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def test_a_base_url_with_the_wrong_end_is_told_where_to_go(server: Any) -> None:
     body = {"prompt": "a"}
-    for wrong in ("/completions", "/v1/v1/completions"):
+    for wrong in ("/completions", "/v1/v1/completions", "//v1/completions"):
         reply = call(server.url, wrong, body)
         assert reply.status == 404
         assert "; /v1/completions is one: the client's base URL" in reply.message
@@ -63,6 +63,8 @@ def test_a_head_has_the_status_of_a_get(server: Any) -> None:
     ):
         reply = call(server.url, path, method="HEAD")
         assert (reply.status, reply.body) == (status, b"")
+    counted = call(server.url, "/metrics").body
+    assert b'path="/health",status="200"' in counted
 
 
 def test_a_large_bound_is_written_out(server: Any) -> None:

@@ -33,6 +33,15 @@ WALKED = {
         "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% else %}"
         "{% set rest = messages %}{% endif %}" + REST + SAY + END
     ),
+    "without the first, twice": (
+        "{% set messages = messages[1:] %}" * 2 + "{{ messages[1] is defined }}" + LOOP + SAY + END
+    ),
+    "a list by the name of a variable": (
+        "{% if messages[0].role == 'system' %}{% set tools = messages %}{% endif %}"
+        + REST.replace("rest", "tools")
+        + SAY
+        + END
+    ),
     "an inner loop": LOOP
     + "{% for c in message.content %}{{ c }}{{ loop.last }}{% endfor %}"
     + END,
@@ -46,6 +55,11 @@ RUN = {
     "the number of messages": "{{ messages | length }}" + LOOP + SAY + END,
     "the one after": LOOP + "{{ loop.nextitem.role if loop.nextitem }} " + SAY + END,
     "the loop as a value": LOOP + "{% set l = loop %}{{ l.last }}" + SAY + END,
+    "a method as a text": LOOP + "{{ loop.cycle | string }}" + SAY + END,
+    "the loop in an inner loop that hides its own": LOOP + (
+        "{{ loop.index }}{% for c in 'ab' %}{% macro f(loop) %}{% endmacro %}{{ loop.last }}"
+        "{% endfor %}"
+    ) + SAY + END,
     "the loop by a name": LOOP + "{{ loop['last'] }}" + SAY + END,
     "the last by its place": "{{ messages[-1].content }}" + LOOP + SAY + END,
     "a place that is computed": LOOP + "{{ messages[loop.index0 - 1].content }}" + SAY + END,
@@ -87,7 +101,9 @@ def conversation(case: int) -> tuple[dict[str, Any], list[tuple[int, bool]]]:
     ends = [(i + more, not more) for i in range(n) for more in (0, 1) if roles[i] == "assistant"]
     if case % 4 == 0:
         ends = [(draw.randrange(n + 1), draw.random() < 0.5) for _ in range(6)]
-    variables = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>"}
+    variables: dict[str, Any] = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>"}
+    if case % 3 == 0:
+        variables["tools"] = [{"role": "tool", "content": str(i)} for i in range(case % 2 + 2)]
     return variables, sorted(ends) if case % 8 else ends
 
 
