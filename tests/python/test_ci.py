@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def run(tmp_path: Path, inner: str, main: str) -> subprocess.CompletedProcess[st
     )
 
 
+def is_running(pid: str) -> bool:
+    """Whether a process is there, and has not ended without its parent's notice."""
+    try:
+        return (Path("/proc") / pid / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.parametrize("inner", ["false", "false | cat", "false || { echo why; exit 3; }"])
 def test_a_failure_at_the_same_time_fails_the_run(tmp_path: Path, inner: str) -> None:
     ran = run(tmp_path, inner, "true")
@@ -57,7 +66,10 @@ def test_a_failure_of_the_main_stages_leaves_no_process(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1, ran.stderr
     assert "FAILED  main" in ran.stdout
-    left = [pid for pid in pids.read_text().split() if (Path("/proc") / pid).exists()]
+    started = pids.read_text().split()
+    ends = time.monotonic() + 10  # a signal takes effect a little later
+    while (left := [pid for pid in started if is_running(pid)]) and time.monotonic() < ends:
+        time.sleep(0.02)
     for pid in left:
         subprocess.run(["kill", pid], check=False)
     assert not left
