@@ -33,19 +33,13 @@ struct background {
     char sentence[SENTENCE_BYTES];
 };
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Without the mutex: sum i is the thread's until n_done has passed it. */
 static int add_one(gpt_comm *comm, background *b, int i) {
     const wanted_sum *sum = &b->sums[i];
-    b->spans[i].begin_s = seconds() - b->since;
+    b->spans[i].begin_s = comm_seconds() - b->since;
     int status = sum->bounds ? comm->ops->reduce_scatter(comm, sum->x, sum->bounds, sum->coding)
                              : comm->ops->all_reduce(comm, sum->x, sum->n, sum->coding);
-    b->spans[i].end_s = seconds() - b->since;
+    b->spans[i].end_s = comm_seconds() - b->since;
     if (status != GPT_OK) snprintf(b->sentence, sizeof b->sentence, "%s", gpt_last_error());
     return status;
 }
@@ -93,7 +87,7 @@ void background_begin(gpt_comm *comm) {
     b->n_wanted = b->n_done = 0;
     b->status = GPT_OK;
     b->busy = true;
-    b->since = seconds();
+    b->since = comm_seconds();
     pthread_mutex_unlock(&b->mutex);
 }
 
@@ -105,7 +99,7 @@ void background_add(gpt_comm *comm, float *x, int64_t first, int64_t n, const in
     pthread_mutex_lock(&b->mutex);
     int i = b->n_wanted++;
     b->sums[i] = (wanted_sum){x, n, bounds, coding};
-    b->spans[i] = (gpt_sum_span){.first = first, .n = n, .ready_s = seconds() - b->since};
+    b->spans[i] = (gpt_sum_span){.first = first, .n = n, .ready_s = comm_seconds() - b->since};
     pthread_cond_broadcast(&b->change);
     pthread_mutex_unlock(&b->mutex);
 }

@@ -64,6 +64,9 @@ int64_t comm_slice(const gpt_comm *comm, int64_t n, int rank);
 int comm_allocate(size_t bytes, int rank, int size, double timeout_s, gpt_comm **out);
 void comm_release(gpt_comm *comm);
 
+/* Of a clock that no one sets. */
+double comm_seconds(void);
+
 /* A job of one rank. */
 int comm_none(gpt_comm **out);
 /* The ranks of an MPI library that is opened by its name; NULL: by its usual names. GPT_ERR_DEVICE where

@@ -20,12 +20,6 @@ enum {
 /* For messages that are cancelled to end. */
 static const double CANCEL_S = 1;
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 int messages_allocate(linked *l, int n_lists) {
     int most = 2 * (l->comm.size - 1);
     l->n_lists = n_lists;
@@ -110,11 +104,11 @@ static void visit(linked *l, bool cancels) {
 
 int messages_ended(linked *l, int status) {
     if (status == GPT_OK) return GPT_OK;
-    double since = seconds();
+    double since = comm_seconds();
     l->links->broken = true;
     visit(l, true);
     visit(l, false);
-    while (count_left(l, false) && seconds() - since < CANCEL_S) {
+    while (count_left(l, false) && comm_seconds() - since < CANCEL_S) {
         nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
         visit(l, false);
     }
@@ -133,12 +127,12 @@ static int test_list(linked *l, message_list *list, int *n_left) {
 }
 
 int messages_wait(linked *l, message_list *list) {
-    double since = seconds();
+    double since = comm_seconds();
     int n_before = list->n + 1, n_left;
     for (int n_idle = 0;; n_idle++) {
         TRY(test_list(l, list, &n_left));
         if (!n_left) break;
-        if (n_left < n_before) n_before = n_left, n_idle = 0, since = seconds();
+        if (n_left < n_before) n_before = n_left, n_idle = 0, since = comm_seconds();
         if (atomic_load(&l->given_up)) return fail(GPT_ERR_COMM, "the exchange was given up");
         if (!l->patient && n_idle < EAGER_TESTS) {
             sched_yield(); /* ranks may outnumber cores */
@@ -146,7 +140,8 @@ int messages_wait(linked *l, message_list *list) {
         }
         nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
         if (!l->patient && interrupt_wanted()) return fail(GPT_ERR_INTERRUPTED, "interrupted");
-        if (l->comm.timeout_s > 0 && seconds() - since > l->comm.timeout_s) return lost(l, list);
+        if (l->comm.timeout_s > 0 && comm_seconds() - since > l->comm.timeout_s)
+            return lost(l, list);
     }
     list->n = 0;
     return GPT_OK;

@@ -151,23 +151,17 @@ static void mpi_free(links *l) {
     free(m);
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Messages of the program's own then have another communicator. Ranks that have not begun MPI before make no copy,
  * so that those that have would wait for them without limit. */
 static int copy_world(mpi *m, double timeout_s) {
-    double since = seconds();
+    double since = comm_seconds();
     link_request request = 0;
     bool done = false;
     TRY(check(m->Comm_idup(m->world, &m->own, &request), "MPI_Comm_idup"));
     for (;;) {
         TRY(mpi_test(&m->links, &request, &done));
         if (done) return GPT_OK;
-        if (timeout_s > 0 && seconds() - since > timeout_s) break;
+        if (timeout_s > 0 && comm_seconds() - since > timeout_s) break;
         nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
     }
     m->links.broken = true;

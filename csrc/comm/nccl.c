@@ -97,23 +97,17 @@ bool nccl_has_failed(const gpt_comm *comm) {
     return comm->nccl && comm->nccl->failed;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Until the sum has ended: a blocking wait would last for ever where another GPU is lost. */
 static int wait_for(const gpt_comm *comm, device_queue queue) {
     const struct nccl *l = comm->nccl;
-    double since = seconds();
+    double since = comm_seconds();
     for (;;) {
         int state = SUCCESS;
         TRY(check(l, l->CommGetAsyncError(l->ranks, &state), "ncclCommGetAsyncError"));
         TRY(check(l, state, "NCCL's sum"));
         if (state == SUCCESS && !queue.is_busy(queue.given)) return GPT_OK;
         if (interrupt_wanted()) return fail(GPT_ERR_INTERRUPTED, "interrupted");
-        if (comm->timeout_s > 0 && seconds() - since > comm->timeout_s)
+        if (comm->timeout_s > 0 && comm_seconds() - since > comm->timeout_s)
             return fail(GPT_ERR_COMM, "no answer from the GPUs of other ranks for %g s",
                         comm->timeout_s);
         nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);

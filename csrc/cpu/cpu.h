@@ -87,9 +87,7 @@ struct gpt_ctx {
  * product_quant.c rounds once for all its tiles, as many as a piece of a prompt has. */
 #if defined(CPU_QUANT)
 enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 4 << 20 };
-#elif defined(CPU_BF16)
-enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
-#elif defined(CPU_OWN_PRODUCTS)
+#elif defined(CPU_BF16) || defined(CPU_OWN_PRODUCTS)
 enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
 #else
 enum { CPU_SCRATCH = 0, CPU_ROUNDED = 0 };

@@ -38,6 +38,7 @@ static int is_dot(const product *p) {
 /* Products of more than those kernels are made for: from panels, or by BLAS. */
 static int has_panels(const product *p) {
 #ifdef CPU_OWN_PRODUCTS
+    _Static_assert((BLOCK_A + BLOCK_B) * sizeof(float) <= CPU_SCRATCH, "scratch");
     return !is_small(p) && !is_dot(p);
 #else
     (void)p;

@@ -29,6 +29,11 @@ class Starter(NamedTuple):
     local_rank: str
     libraries: tuple[str, ...]
 
+    @property
+    def transport(self) -> str:
+        """How its ranks exchange numbers."""
+        return "MPI" if self.libraries else "TCP"
+
 
 # mpirun comes first: it may run within a step of Slurm. SLURM_NTASKS is also set in a batch script,
 # which is one process; SLURM_STEP_NUM_TASKS is not.

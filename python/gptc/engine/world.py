@@ -54,7 +54,7 @@ class World:
         self.rank = place.rank if place else 0
         self.size = place.size if place else 1
         self.local_rank = place.local_rank if place else 0
-        self.transport = "TCP" if place and place.starter.name == "torchrun" else "MPI"
+        self.transport = place.starter.transport if place else ""
         self._comm = comm
         self._failed = False  # not all ranks know: they are ended
 
@@ -329,14 +329,14 @@ def join(timeout_s: float | None = None) -> World:
 
 
 def _join(place: Place, timeout_s: float) -> World:
-    by_torchrun = place.starter.name == "torchrun"
-    world = World(place, (_connected if by_torchrun else _joined_mpi)(place, timeout_s))
+    ways = {"MPI": _joined_mpi, "TCP": _connected}
+    world = World(place, ways[place.starter.transport](place, timeout_s))
     world.take_gpu()
     return world
 
 
 def _connected(place: Place, timeout_s: float) -> Any:
-    """The other ranks, by sockets: torchrun starts no MPI."""
+    """The other ranks, by sockets."""
     try:
         at = sockets.address()
     except GptcError as error:

@@ -330,9 +330,13 @@ def _sample_s(setup: Setup, trainer: Trainer) -> float:
     """Seconds of a sample: a part and the time of each token, from two short ones."""
     if trainer.held_out is not None:
         return _timed(trainer.sample)
+
+    def least_s(n_tokens: int) -> float:
+        return min(_timed(lambda: trainer.sample(n_tokens)) for _ in range(2))
+
     trainer.sample(1)  # whose memory is then there
-    few_s, more_s = (min(_timed(lambda n=n: trainer.sample(n)) for _ in range(2)) for n in _SAMPLED)  # type: ignore[misc]
     few_tokens, more_tokens = _SAMPLED
+    few_s, more_s = least_s(few_tokens), least_s(more_tokens)
     token_s = max(0.0, more_s - few_s) / (more_tokens - few_tokens)
     return few_s + token_s * (_sample_tokens(setup, trainer) - few_tokens)
 

@@ -9,7 +9,6 @@ and curl have their tests in test_clients.py, browsers theirs in test_playground
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from others import Others, Started
 from gptc import Model, embed
 from gptc.checkpoint.find import open_checkpoint
 from gptc.tokenizer.native import byte_characters
+from harness_tasks import CHOICES, results, scores, write_tasks
 
 pytestmark = pytest.mark.clients
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -149,66 +149,29 @@ def byte_folder(path: Path) -> str:
     return str(path)
 
 
-TASKS = {
-    "choice": """output_type: multiple_choice
-doc_to_text: "{{context}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-""",
-    "writing": """output_type: generate_until
-doc_to_text: "{{context}}"
-doc_to_target: " the"
-generation_kwargs:
-  until: ["e"]
-  max_gen_toks: 8
-  do_sample: false
-metric_list:
-  - metric: exact_match
-""",
-}
+NAMES = ("choice", "writing")  # which the server can answer
 
 
 def test_lm_eval_has_the_numbers_of_the_model_in_process(
     started: Started, other: Others, tmp_path: Path
 ) -> None:
     """`local-completions` asks the server, and gptc's model class the model in this process."""
-    lm_eval = other.package("lm-eval")
+    other.package("lm-eval")
     for name in ("aiohttp", "tenacity", "transformers"):  # of lm-eval[api]
         pytest.importorskip(name, reason=f"pip install {name}")
     from lm_eval.tasks import TaskManager
 
     import gptc.bench.harness  # noqa: F401  (registers the model)
 
-    texts = ["the fox ran under the tree", "a king sat, and", "the bear saw", "x " * 60]
-    rows = [
-        {"context": text, "choices": [" the fox", " and sat", " under it all", " so"], "answer": i}
-        for i, text in enumerate(texts)
-    ]
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, task in TASKS.items():
-        head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
-        (tmp_path / f"{name}.yaml").write_text(
-            f"{head}    test: {questions}\ntest_split: test\n{task}"
-        )
+    folder = write_tasks(tmp_path / "tasks", NAMES, [f" {text}" for text in CHOICES])
     served = (
         f"base_url={started.url}/v1/completions,model=tiny,num_concurrent=4,max_length=2000,"
         f"tokenizer_backend=huggingface,tokenizer={byte_folder(tmp_path / 'tokenizer')}"
     )
-    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    ours, theirs = (
-        lm_eval.simple_evaluate(
-            model=kind, model_args=arguments, tasks=list(TASKS), task_manager=tasks,
-            device="cpu", batch_size=1, log_samples=True, bootstrap_iters=0,
-        )
-        for kind, arguments in (
-            ("gptc", f"model={started.run}"), ("local-completions", served),
-        )
-    )  # fmt: skip
-    for name in TASKS:
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    ours = results("gptc", f"model={started.run}", NAMES, tasks)
+    theirs = results("local-completions", served, NAMES, tasks)
+    for name in NAMES:
         for metric, value in ours["results"][name].items():
             if isinstance(value, float):
                 assert theirs["results"][name][metric] == value, metric
@@ -217,12 +180,6 @@ def test_lm_eval_has_the_numbers_of_the_model_in_process(
                 assert one["resps"] == two["resps"]
                 assert one["resps"][0][0]
             else:
-                scores, others_ = (_scores(sample["resps"]) for sample in (one, two))
-                assert len(scores) == 8  # a score and whether it is the likeliest, four times
-                np.testing.assert_allclose(others_, scores, rtol=0, atol=1e-4)
-
-
-def _scores(values: Any) -> list[float]:
-    if isinstance(values, list | tuple):
-        return [x for value in values for x in _scores(value)]
-    return [float(values == "True") if values in ("True", "False") else float(values)]
+                expected, found = scores(one["resps"]), scores(two["resps"])
+                assert len(expected) == 8  # a score and whether it is the likeliest, four times
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

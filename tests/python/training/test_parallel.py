@@ -304,19 +304,18 @@ def test_a_connected_rank_that_ends_is_named_once(options: dict[str, Any], tmp_p
 
 
 @needs_mpi
-def test_ranks_of_which_one_has_begun_mpi_do_not_wait_for_ever(tmp_path: Path) -> None:
-    ran = job(tmp_path, {}, "begun")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("begun", "not all ranks have come for 3 s; all or none may have called MPI_Init"),
+        ("again", "MPI has ended in this process: it can join only once"),
+    ],
+)
+def test_ranks_that_cannot_join_say_why(tmp_path: Path, what: str, message: str) -> None:
+    ran = job(tmp_path, {}, what)
     assert ran.returncode == 1
     (line,) = ours(ran.stderr)
-    assert "not all ranks have come for 3 s; all or none may have called MPI_Init" in line
-
-
-@needs_mpi
-def test_a_process_joins_once(tmp_path: Path) -> None:
-    ran = job(tmp_path, {}, "again")
-    assert ran.returncode == 1
-    (line,) = ours(ran.stderr)
-    assert "MPI has ended in this process: it can join only once" in line
+    assert message in line
 
 
 @needs_mpi
