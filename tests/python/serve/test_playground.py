@@ -185,6 +185,7 @@ def test_the_keyboard_is_enough(page: Any) -> None:
 @clients
 def test_alternatives_on_hover_and_by_click(page: Any) -> None:
     page.fill("#option-max_tokens", "6")
+    page.fill("#option-seed", "1")
     page.click("#run")
     says(page, "6 tokens")
     shades = page.locator(".token").evaluate_all("all => all.map((t) => t.style.backgroundColor)")
@@ -197,6 +198,27 @@ def test_alternatives_on_hover_and_by_click(page: Any) -> None:
     page.locator("#alternatives button:enabled").first.click()
     page.wait_for_function("document.getElementById('prompt').value.length > 16")
     says(page, "6 tokens")
+
+
+@clients
+def test_a_token_that_is_not_drawn_has_a_mark(page: Any) -> None:
+    """A pointer finds it, and the text stays as it is."""
+    texts = ["a", "\n", "\t", "\u0001", "\n\n"]
+    chances = {"token_logprobs": [-1.0] * 5, "top_logprobs": [{text: -1.0} for text in texts]}
+    choice = {"index": 0, "text": "".join(texts), "logprobs": {"tokens": texts, **chances}}
+    answer = {"choices": [choice], "usage": {"completion_tokens": 5}}
+    body = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/completions", lambda route: route.fulfill(body=body))
+    page.click("#run")
+    says(page, "5 tokens")
+    tokens = page.locator(".token")
+    marks = tokens.evaluate_all("all => all.map((t) => t.dataset.mark ?? '')")
+    assert marks == ["", "\u21b5", "", "\u00b7", "\u21b5"]
+    for i, text in enumerate(texts):
+        tokens.nth(i).hover()
+        said = page.locator("#alternatives h2").text_content()
+        assert said == f"Instead of {json.dumps(text)}"
+    assert "".join(tokens.all_text_contents()) == "".join(texts)
 
 
 @clients

@@ -216,6 +216,8 @@ function addPiece(sample, choice, prompt, chat) {
       title: `${percent} %`, "aria-label": `token ${token.text}, ${percent} percent`,
     });
     sample.first = false;
+    const mark = markOf(span.textContent);
+    if (mark) span.dataset.mark = mark; // without which there is nothing to point at
     span.style.backgroundColor = `color-mix(in srgb, orange ${Math.round((100 - percent) * 0.45)}%, transparent)`;
     const show = () => showAlternatives(sample, at, prompt, chat);
     span.addEventListener("mouseenter", show);
@@ -225,6 +227,12 @@ function addPiece(sample, choice, prompt, chat) {
     sample.box.append(span);
   }
   if (choice.finish_reason) sample.box.querySelector("h2").textContent += ` (${choice.finish_reason})`;
+}
+
+// The mark of a token of line ends, or of characters that are not drawn.
+function markOf(text) {
+  if (/^\n+$/.test(text)) return "\u21B5";
+  return /^[^\P{C}\t]*$/u.test(text) ? "\u00B7" : "";
 }
 
 function readable(text) {
