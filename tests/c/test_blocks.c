@@ -223,7 +223,7 @@ static const int rows_of[] = {1, 3, 4, 7, 49, 130};
 static void test_types(void) {
     static const int widths[] = {1, 17, 64, 300};
     for (int i = 0; i < TEST_COUNT(types); i++)
-        for (int k = 0; k < TEST_COUNT(rows_of); k++) {
+        for (int k = i / 2 % test_step(2); k < TEST_COUNT(rows_of); k += test_step(2)) {
             const known_type *t = &types[i];
             int cols = t->size * (k == 1 ? 4096 / t->size + 1 : 1 + k % 3);
             int rows = widths[(i + k) % TEST_COUNT(widths)];
@@ -249,7 +249,7 @@ static void test_stacked(void) {
 /* Gates of one type, ups of another. */
 static void test_swiglu(void) {
     for (int i = 0; i < TEST_COUNT(types); i++)
-        for (int k = 0; k < TEST_COUNT(rows_of); k++) {
+        for (int k = i / 2 % test_step(2); k < TEST_COUNT(rows_of); k += test_step(2)) {
             int N = rows_of[k], OC = 35 + 90 * (k % 2), IC = 256;
             const gpt_stack stacked[] = {{OC, types[i].type}, {OC, types[(i + 3) % 12].type}};
             test_case("gates of type %d, N=%d", types[i].type, N);

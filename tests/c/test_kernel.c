@@ -116,7 +116,8 @@ static void on_vectors(kernel_operands o, int rows, int panels, int add) {
 static void test_products(void) {
     static const int rows[] = {1, 3, 12, 16, 17, 31, 32, 47, 48, 96};
     static const int terms[] = {1, 2, 5, 31, 32, 33, 64, 96, 127};
-    for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i++) {
+    /* The step is a prime that gives each of both lists. */
+    for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += test_step(7)) {
         int M = rows[i % TEST_COUNT(rows)], K = terms[i / TEST_COUNT(rows)];
         for (int panels = 1; panels <= GROUP; panels++) {
             for (int add = 0; add < 2; add++) {

@@ -53,7 +53,7 @@ static int level_begin(int i) {
     int there = levels[i].level == &in_plain_c || !strcmp(gpt_cpu_level(), levels[i].name);
     unsetenv("GPTC_CPU_LEVEL");
     test.target = levels[i].name;
-    level = levels[i].level, step = levels[i].step;
+    level = levels[i].level, step = test_is_short() ? 5 : levels[i].step;
     return there;
 }
 #define EACH_LEVEL                                                                                 \

@@ -3,7 +3,12 @@
 
 #include "gpt.h"
 
-enum { DRAWS = 30000, MAX_VOCAB = 300 };
+enum { MAX_VOCAB = 300 };
+
+/* The plain build sees whether they have the right distribution. */
+static int64_t many_draws(void) {
+    return test_is_short() ? 3000 : 30000;
+}
 
 /* With everything off: softmax of the logits. */
 #define PLAIN .repetition_penalty = 1, .temperature = 1, .typical_p = 1, .top_p = 1, .seed = 1
@@ -158,7 +163,7 @@ static void test_distribution(void) {
         filters(1.0f, 0, 1.0f, 0.0f, UINT64_MAX),
     };
     for (int i = 0; i < TEST_COUNT(settings); i++)
-        check_distribution(logits, 7, settings[i], DRAWS);
+        check_distribution(logits, 7, settings[i], many_draws());
 }
 
 static void test_typical(void) {
@@ -167,9 +172,9 @@ static void test_typical(void) {
     for (int i = 0; i < TEST_COUNT(shares); i++) {
         gpt_sampling s = filters(1, 0, 1, 0, (uint64_t)i);
         s.typical_p = shares[i];
-        check_distribution(logits, 7, s, DRAWS);
+        check_distribution(logits, 7, s, many_draws());
         s.temperature = 1.7f, s.top_k = 5, s.top_p = 0.8f, s.min_p = 0.3f;
-        check_distribution(logits, 7, s, DRAWS);
+        check_distribution(logits, 7, s, many_draws());
     }
     /* Where one token is nearly certain, it is the typical one. */
     static const float sure[] = {0, 9, 0, 0};
@@ -198,12 +203,12 @@ static void test_bias_and_penalties(void) {
     int64_t counts[V] = {0};
     double p[V];
     exact(p, changed, V, &like);
-    for (uint64_t i = 0; i < DRAWS; i++) {
+    for (uint64_t i = 0; i < (uint64_t)many_draws(); i++) {
         int32_t token = -1;
         EXPECT(gpt_sample(logits, V, &s, history, TEST_COUNT(history), i, &token) == GPT_OK);
         if (token >= 0 && token < V) counts[token]++;
     }
-    expect_distribution(counts, p, V, DRAWS);
+    expect_distribution(counts, p, V, many_draws());
 
     int32_t token = 77;
     s.temperature = 0, s.frequency_penalty = 5;
@@ -256,13 +261,13 @@ static void test_logprobs(void) {
 static void test_flat(void) {
     float logits[MAX_VOCAB];
     for (int i = 0; i < MAX_VOCAB; i++) logits[i] = (float)(i % 7) * 1e-3f - 0.003f;
-    check_distribution(logits, MAX_VOCAB, filters(1, 0, 0.6f, 0, 31), DRAWS / 5);
-    check_distribution(logits, MAX_VOCAB, filters(1, 211, 1, 0, 32), DRAWS / 5);
-    check_distribution(logits, MAX_VOCAB, filters(1, 250, 0.9f, 0.999f, 33), DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, filters(1, 0, 0.6f, 0, 31), many_draws() / 5);
+    check_distribution(logits, MAX_VOCAB, filters(1, 211, 1, 0, 32), many_draws() / 5);
+    check_distribution(logits, MAX_VOCAB, filters(1, 250, 0.9f, 0.999f, 33), many_draws() / 5);
     gpt_sampling s = filters(1, 0, 1, 0, 34);
     s.typical_p = 0.6f;
     logits[0] = 0.5f; /* so that distances from what is expected are no ties */
-    check_distribution(logits, MAX_VOCAB, s, DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, s, many_draws() / 5);
 }
 
 /* Wide vocabularies, unsorted, with a long tail. */
@@ -270,9 +275,9 @@ static void test_wide(void) {
     float logits[MAX_VOCAB];
     test_case("%s", "");
     for (int i = 0; i < MAX_VOCAB; i++) logits[i] = (float)(2.0 * random_normal());
-    check_distribution(logits, MAX_VOCAB, plain, DRAWS / 5);
-    check_distribution(logits, MAX_VOCAB, filters(0.7f, 40, 0.9f, 0.02f, 21), DRAWS / 5);
-    check_distribution(logits, 257, filters(1.3f, 0, 0.95f, 0.0f, 22), DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, plain, many_draws() / 5);
+    check_distribution(logits, MAX_VOCAB, filters(0.7f, 40, 0.9f, 0.02f, 21), many_draws() / 5);
+    check_distribution(logits, 257, filters(1.3f, 0, 0.95f, 0.0f, 22), many_draws() / 5);
 }
 
 /* top_k and min_p keep exactly the likely tokens, which are far from each other in a large vocabulary. */
@@ -299,7 +304,7 @@ static void test_scattered(void) {
 
 static void test_equal_logits(void) {
     static const float logits[] = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f};
-    check_distribution(logits, 5, plain, DRAWS);
+    check_distribution(logits, 5, plain, many_draws());
     /* Of equal tokens top_k keeps as many as it says, whichever they are. */
     gpt_sampling s = plain;
     s.top_k = 2;
@@ -329,7 +334,7 @@ static void test_most_likely(void) {
 /* A temperature without bound leaves no difference between tokens. */
 static void test_hot(void) {
     static const float logits[] = {-50.0f, 3.0f, 80.0f};
-    check_distribution(logits, 3, filters(1e30f, 0, 1.0f, 0.0f, 5), DRAWS);
+    check_distribution(logits, 3, filters(1e30f, 0, 1.0f, 0.0f, 5), many_draws());
 }
 
 /* A draw depends on the seed and the position and on nothing that was drawn before. */
@@ -367,14 +372,14 @@ static void test_independent(void) {
     gpt_sampling s = plain, next = plain;
     next.seed = s.seed + 1;
     test_case("pairs");
-    for (int64_t i = 0; i < DRAWS; i++) {
+    for (int64_t i = 0; i < many_draws(); i++) {
         uint64_t position = 2 * (uint64_t)i;
         int a = draw(logits, 4, &s, position);
         by_position[4 * a + draw(logits, 4, &s, position + 1)]++;
         by_seed[4 * a + draw(logits, 4, &next, position)]++;
     }
-    expect_distribution(by_position, p, 16, DRAWS);
-    expect_distribution(by_seed, p, 16, DRAWS);
+    expect_distribution(by_position, p, 16, many_draws());
+    expect_distribution(by_seed, p, 16, many_draws());
 }
 
 static void test_not_finite(void) {
