@@ -187,8 +187,9 @@ static inline void kernel_bands(kernel_operands o, int rows, int panels, int add
 
 /* ---- operands widened to float32 ---- */
 
+/* One band of M rows. With `ask`, lines from `next` on are asked for, `step` numbers further with each term. */
 SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc, int K, int M,
-                           int add) {
+                           int add, int ask, const bf16 *next, int step) {
     vf sum[WIDE_BAND][VECTORS];
     UNROLL
     for (int m = 0; m < M; m++) {
@@ -197,6 +198,8 @@ SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc
             sum[m][v] = add ? vf_load(c + m * ldc + v * LANES) : vf_set(0);
     }
     for (int k = 0; k < K; k++, a++, b += PANEL) {
+        if (ask) ask_for(next);
+        next += ask ? step : 0;
         vf column[VECTORS];
         UNROLL
         for (int v = 0; v < VECTORS; v++) column[v] = vf_load(b + v * LANES);
@@ -214,21 +217,22 @@ SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc
     }
 }
 
-static inline void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K,
-                              int add) {
-    for (int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, row = 0, M; n_bands > 0;
-         n_bands--, row += M) {
+/* next: the numbers of b that are widened after these, which the bands ask for evenly; or NULL. */
+SPECIALIZED void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K, int add,
+                            int ask, const bf16 *next) {
+    int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, step = PANEL / n_bands;
+    for (int row = 0, M; n_bands > 0; n_bands--, row += M, next += ask ? step * K : 0) {
         M = (rows - row + n_bands - 1) / n_bands;
         const float *a = w->a[row], *b = w->b[0];
         float *to = c + row * ldc;
         if (M == 6)
-            wide_band(a, b, to, ldc, K, 6, add);
+            wide_band(a, b, to, ldc, K, 6, add, ask, next, step);
         else if (M == 5)
-            wide_band(a, b, to, ldc, K, 5, add);
+            wide_band(a, b, to, ldc, K, 5, add, ask, next, step);
         else if (M == 4)
-            wide_band(a, b, to, ldc, K, 4, add);
+            wide_band(a, b, to, ldc, K, 4, add, ask, next, step);
         else /* of 7 rows */
-            wide_band(a, b, to, ldc, K, 3, add);
+            wide_band(a, b, to, ldc, K, 3, add, ask, next, step);
     }
 }
 
@@ -257,8 +261,17 @@ __attribute__((noinline)) static void kernel_widened(const kernel_operands *o, i
                 FOR_LANES (i, n, terms) vf_put(w->a[r] + i, vf_get(a + i, n), n);
             }
             for (int i = 0; i < panels; i++) {
-                widen_panel(w->b, o->b + i * o->panel + (int64_t)k * PANEL, terms);
-                wide_bands(w, o->c + row * o->ldc + i * PANEL, o->ldc, n_rows, terms, add || k > 0);
+                float *c = o->c + row * o->ldc + i * PANEL;
+                const bf16 *b = o->b + i * o->panel + (int64_t)k * PANEL, *next = o->next;
+                if (i + 1 < panels)
+                    next = b + o->panel;
+                else if (k + WIDE_TERMS < o->K)
+                    next = o->b + (int64_t)(k + WIDE_TERMS) * PANEL;
+                widen_panel(w->b, b, terms);
+                if (o->next)
+                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 1, next);
+                else
+                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 0, NULL);
             }
         }
 }

@@ -16,7 +16,10 @@ enum {
     KERNEL_MOST_K = 512,         /* of a transposed b: its panel is on the stack */
     KERNEL_MOST_B = 512 << 10,   /* numbers in b: it should stay in the second-level cache */
     DOT_ROWS = 4, /* DOT_ROWS x DOT_COLS sums, DOT_COLS of b and one of a: the same */
-    DOT_COLS = LANES == 16 ? 4 : 2,
+    DOT_COLS = LANES == 16  ? 4
+               : LANES == 8 ? 3
+                            : 2,
+    DOT_SHARES = LANES == 8, /* bands share the asking for lines: measured at this level alone */
 };
 
 /* a (row, k) is a[row * a_row + k * a_k]; b (k, col) is b[k * ldb + col]. */
@@ -101,13 +104,16 @@ static inline void kernel_product_nt(kernel_operands o, int rows, int cols) {
 
 /* ---- rows with rows ---- */
 
-/* How far ahead of what is read of b its next numbers are asked for. */
+/* How far ahead of what is read of b its next numbers are asked for, where it comes from memory. */
 enum { AHEAD = 2048 };
 
-/* sums[m][n] = the terms of a's row m times b's row n, lane by lane. M, N and ask are constants where
- * this is inlined. */
+/* What a block asks for: nothing, lines that its bands share, or those AHEAD. */
+typedef enum dot_ask { ASK_NOTHING, ASK_SHARE, ASK_AHEAD } dot_ask;
+
+/* sums[m][n] = the terms of a's row m times b's row n, lane by lane, while lines from `next` on are asked for,
+ * `step` numbers further with each vector. M, N and ask are constants where this is inlined. */
 SPECIALIZED void dot_block(vf (*sums)[LANES], const kernel_operands *o, const float *b, int M,
-                           int N, int ask) {
+                           int N, dot_ask ask, const float *next, int step) {
     const float *a = o->a;
     int K = o->K, lda = o->a_row, ldb = o->ldb, k = 0;
     vf sum[DOT_ROWS][DOT_COLS];
@@ -120,7 +126,9 @@ SPECIALIZED void dot_block(vf (*sums)[LANES], const kernel_operands *o, const fl
         vf y[DOT_COLS];
         UNROLL
         for (int n = 0; n < N; n++) y[n] = vf_load(b + (int64_t)n * ldb + k);
-        if (ask) ask_for(b + k + AHEAD);
+        if (ask == ASK_AHEAD) ask_for(b + k + AHEAD);
+        if (ask == ASK_SHARE) __builtin_prefetch(next);
+        if (ask == ASK_SHARE) next += step;
         UNROLL
         for (int m = 0; m < M; m++) {
             vf x = vf_load(a + (int64_t)m * lda + k);
@@ -138,49 +146,71 @@ SPECIALIZED void dot_block(vf (*sums)[LANES], const kernel_operands *o, const fl
     }
 }
 
+/* One of the bands that pass the same columns. Each asks for as large a share of the columns after these, evenly,
+ * for more lines at once would have to wait for memory. */
+typedef struct dot_band_of {
+    int at, bands;
+} dot_band_of;
+
+/* Columns n to n + N - 1, which other bands read too. */
+SPECIALIZED void dot_shared(vf (*sums)[LANES], const kernel_operands *o, int n, int M, int N,
+                            dot_band_of band) {
+    const float *b = o->b + (int64_t)n * o->ldb;
+    int step = N * LANES / band.bands;
+    const float *next = b + (int64_t)LANES * o->ldb + (int64_t)band.at * step * (o->K / LANES);
+    dot_block((vf(*)[LANES]) & sums[0][n], o, b, M, N, DOT_SHARES ? ASK_SHARE : ASK_NOTHING, next,
+              step);
+}
+
 /* c (M, cols) = a b^T with b (cols, K), for at most LANES columns. They are taken one by one where b
  * comes from memory, which is fastest from one end to the other. */
-SPECIALIZED void dot_rows(const kernel_operands *o, int M, int cols, int from_memory) {
+SPECIALIZED void dot_rows(const kernel_operands *o, int M, int cols, int from_memory,
+                          dot_band_of band) {
     vf sums[DOT_ROWS][LANES];
     int n = 0;
     for (; !from_memory && n + DOT_COLS <= cols; n += DOT_COLS)
-        dot_block((vf(*)[LANES]) & sums[0][n], o, o->b + (int64_t)n * o->ldb, M, DOT_COLS, 0);
+        dot_shared(sums, o, n, M, DOT_COLS, band);
+    for (; DOT_COLS == 3 && !from_memory && n + 2 <= cols; n += 2)
+        dot_shared(sums, o, n, M, 2, band);
     for (; n < cols; n++)
         dot_block((vf(*)[LANES]) & sums[0][n], o, o->b + (int64_t)n * o->ldb, M, 1,
-                  from_memory && M > 1);
+                  from_memory && M > 1 ? ASK_AHEAD : ASK_NOTHING, NULL, 0);
     for (int m = 0; m < M; m++) {
         for (n = cols; n < LANES; n++) sums[m][n] = vf_set(0);
         vf_put(o->c + (int64_t)m * o->ldc, vf_sums(sums[m]), cols);
     }
 }
 
-SPECIALIZED void dot_band(const kernel_operands *o, int rows, int cols, int from_memory) {
+SPECIALIZED void dot_band(const kernel_operands *o, int rows, int cols, int from_memory,
+                          dot_band_of band) {
     switch (rows) {
     case 1:
-        dot_rows(o, 1, cols, from_memory);
+        dot_rows(o, 1, cols, from_memory, band);
         break;
     case 2:
-        dot_rows(o, 2, cols, from_memory);
+        dot_rows(o, 2, cols, from_memory, band);
         break;
     case 3:
-        dot_rows(o, 3, cols, from_memory);
+        dot_rows(o, 3, cols, from_memory, band);
         break;
     default:
-        dot_rows(o, DOT_ROWS, cols, from_memory);
+        dot_rows(o, DOT_ROWS, cols, from_memory, band);
         break;
     }
 }
 
-/* c (rows, cols) = a b^T with b (cols, K); rows of a are a_row apart, a_k is 1. */
+/* c (rows, cols) = a b^T with b (cols, K); rows of a are a_row apart, a_k is 1. The first band reads b from memory,
+ * unless other bands ask for it. */
 static inline void kernel_dot(kernel_operands o, int rows, int cols) {
+    int bands = (rows + DOT_ROWS - 1) / DOT_ROWS, shares = DOT_SHARES && rows >= 2 * DOT_ROWS;
     for (int col = 0; col < cols; col += LANES, o.b += (int64_t)LANES * o.ldb, o.c += LANES) {
         int n = cols - col < LANES ? cols - col : LANES;
         kernel_operands band = o;
-        dot_band(&band, rows, n, 1);
-        for (int left = rows - DOT_ROWS; left > 0; left -= DOT_ROWS) {
-            band.a += (int64_t)DOT_ROWS * o.a_row;
-            band.c += (int64_t)DOT_ROWS * o.ldc;
-            dot_band(&band, left, n, 0);
+        if (!shares) dot_band(&band, rows, n, 1, (dot_band_of){0, bands});
+        for (int i = !shares; i < bands; i++) {
+            band.a = o.a + (int64_t)i * DOT_ROWS * o.a_row;
+            band.c = o.c + (int64_t)i * DOT_ROWS * o.ldc;
+            dot_band(&band, rows - i * DOT_ROWS, n, 0, (dot_band_of){i, bands});
         }
     }
 }
