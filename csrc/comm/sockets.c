@@ -15,8 +15,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Messages under way in one direction: collectives.c has 2 DEPTH lists, with one each for a rank. */
-enum { QUEUE = 32 };
+/* Messages under way in one direction: collectives.c has two lists for a piece, with one each for a rank. */
+enum { QUEUE = 2 * MOST_DEPTH };
 
 typedef struct packet {
     char *data;
