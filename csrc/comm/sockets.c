@@ -15,7 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* In place of a message's size: its sender ends the job by an error of its own, which it has printed. */
+/* In place of a message's size: its sender alone has an error, has printed it, and ends the job. */
 enum { FAREWELL = -1 };
 
 /* Messages under way in one direction: collectives.c has two lists for a piece, with one each for a rank. */
