@@ -74,6 +74,21 @@ static void advance_ranges(gpt_model *m, int layer) {
     }
 }
 
+/* Numbers of a sum, at least. A small model has some sums too, since the last begin when backward has ended. */
+static int64_t least_sum(const gpt_model *m, const gpt_comm *comm) {
+    const int64_t parts = 4, least = 1 << 16, part = m->layout.n_grads / parts;
+    int64_t n = part > least ? part : least;
+    return n < comm->bucket ? n : comm->bucket;
+}
+
+static bucket first_sum(const gpt_model *m, const gpt_comm *comm) {
+    return bucket_first(&m->layout, least_sum(m, comm));
+}
+
+static bucket sum_after(const gpt_model *m, const gpt_comm *comm, bucket b) {
+    return bucket_after(&m->layout, least_sum(m, comm), b);
+}
+
 /* In backward: the gradients down to this layer are complete. */
 static void advance(gpt_model *m, int layer) {
     gradient_sums *sums = &m->sums;
@@ -82,7 +97,7 @@ static void advance(gpt_model *m, int layer) {
         return;
     }
     bucket b = sums->next;
-    for (; b.begin < b.end && b.layer >= layer; b = bucket_after(&m->layout, sums->comm->bucket, b))
+    for (; b.begin < b.end && b.layer >= layer; b = sum_after(m, sums->comm, b))
         background_add(sums->comm, m->grads, b.begin, b.end - b.begin, NULL, coding_at(m, 0));
     sums->next = b;
 }
@@ -98,8 +113,7 @@ static int end_sums(gpt_model *m, gpt_comm *comm) {
 /* Whole gradients, in ranges that follow from the layout: what a rounded form leaves out depends on them. */
 static int reduce_whole(gpt_model *m, gpt_comm *comm) {
     if (m->sums.comm) return end_sums(m, comm);
-    bucket b = bucket_first(&m->layout, comm->bucket);
-    for (; b.begin < b.end; b = bucket_after(&m->layout, comm->bucket, b))
+    for (bucket b = first_sum(m, comm); b.begin < b.end; b = sum_after(m, comm, b))
         TRY(reduce_on(m, comm, m->grads + b.begin, b.end - b.begin, coding_at(m, b.begin)));
     return GPT_OK;
 }
@@ -131,8 +145,7 @@ int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm) {
     TRY(background_start(comm));
     background_begin(comm);
     comm->adding = model;
-    model->sums = (gradient_sums){
-        .comm = comm, .advance = advance, .next = bucket_first(&model->layout, comm->bucket)};
+    model->sums = (gradient_sums){.comm = comm, .advance = advance, .next = first_sum(model, comm)};
     return GPT_OK;
 }
 

@@ -4,9 +4,12 @@
  * slice of the numbers, receives everybody's, and adds them in the order of ranks. Each number travels as
  * often as in a ring: (size - 1) / size of them leave a rank, and as many sums.
  *
- * Slices travel in pieces, of which DEPTH are under way at a time, so that a call waits for the latency of
+ * Slices travel in pieces, of which `depth` are under way at a time, so that a call waits for the latency of
  * the network once for its numbers and once for its sums. All ranks begin the messages of a piece at the same
- * place of the same sequence, so that messages between two ranks match in their order. */
+ * place of the same sequence, so that messages between two ranks match in their order.
+ *
+ * Pieces are short enough that Open MPI sends them over TCP at once. Before a longer message it asks the receiver,
+ * and the answer waits behind the data of the same connection: numbers would then go in one direction at a time. */
 #define _GNU_SOURCE
 #include "error.h"
 #include "messages.h"
@@ -17,23 +20,23 @@
 #include <unistd.h>
 
 enum {
-    DEPTH = 8, /* pieces of a slice that are under way at a time */
-    /* Numbers that may be under way to a rank together: 8 MiB, 64 ms of 1 Gbit/s. */
+    LEAST_DEPTH = 8, /* pieces of a slice that are under way at a time, with many ranks */
+    /* Numbers that may be under way from all ranks together: 8 MiB, 64 ms of 1 Gbit/s. */
     ROOM = 1 << 21,
-    LEAST_PIECE = 1 << 12,  /* numbers */
-    COPIED_PIECE = 1 << 20, /* bytes */
-    CODED_BYTES = 2,        /* of a number that is not sent as float32, at most */
-    NUMBERS = 0,
-    SUMS = DEPTH, /* lists of messages: one of each kind for a piece under way */
+    LEAST_PIECE = 1 << 12,         /* numbers */
+    MOST_PIECE = 62 * WIRE_BLOCK,  /* numbers: less than 64 KiB with the headers of MPI */
+    COPIED_PIECE = 4 * MOST_PIECE, /* bytes */
+    CODED_BYTES = 2,               /* of a number that is not sent as float32, at most */
 };
 
 typedef struct exchanger {
     linked l;
+    int64_t depth;          /* pieces under way, each with a list of numbers and one of sums */
     int64_t *offsets;       /* (size + 1) in bytes */
     int64_t *slices;        /* (size + 1) of an all-reduce, in numbers */
-    float *room;            /* (DEPTH, size - 1, piece) numbers that have arrived */
-    char *coded;            /* (DEPTH, size - 1, CODED_BYTES piece) numbers on their way */
-    char *sums;             /* (DEPTH, size, CODED_BYTES piece) sums that leave and arrive */
+    float *room;            /* (depth, size - 1, piece) numbers that have arrived */
+    char *coded;            /* (depth, size - 1, CODED_BYTES piece) numbers on their way */
+    char *sums;             /* (depth, size, CODED_BYTES piece) sums that leave and arrive */
     struct exchanger *next; /* in the list of those that are kept */
 } exchanger;
 
@@ -95,7 +98,7 @@ static float *residual_of(const exchange *x, int rank, int64_t k) {
 /* The place of another rank in the room of a piece: 0 to size - 2. */
 static int64_t seat(const exchanger *e, int rank, int64_t k) {
     int size = e->l.comm.size, others = (rank - e->l.comm.rank - 1 + size) % size;
-    return k % DEPTH * (size - 1) + others;
+    return k % e->depth * (size - 1) + others;
 }
 
 static float *room_of(const exchanger *e, int rank, int64_t k) {
@@ -107,14 +110,14 @@ static char *coded_for(const exchanger *e, int rank, int64_t k) {
 }
 
 static char *sums_of(const exchanger *e, int rank, int64_t k) {
-    return e->sums + (k % DEPTH * e->l.comm.size + rank) * e->l.comm.piece * CODED_BYTES;
+    return e->sums + (k % e->depth * e->l.comm.size + rank) * e->l.comm.piece * CODED_BYTES;
 }
 
 /* ---- numbers go to the owners of parts ---- */
 
 static int send_numbers(exchanger *e, const exchange *x, int64_t k) {
     const gpt_comm *comm = &e->l.comm;
-    message_list *list = &e->l.lists[NUMBERS + k % DEPTH];
+    message_list *list = &e->l.lists[k % e->depth];
     int64_t n_own = piece_size(x, comm->rank, k);
     for (int i = 1; i < comm->size; i++) {
         int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
@@ -192,7 +195,7 @@ static void *copy_of(const exchanger *e, const exchange *x, int part, int64_t k)
 }
 
 static int send_copies(exchanger *e, const exchange *x, int64_t k) {
-    message_list *list = &e->l.lists[SUMS + k % DEPTH];
+    message_list *list = &e->l.lists[e->depth + k % e->depth];
     int own = e->l.comm.rank, size = e->l.comm.size;
     if (is_coded(x) && piece_size(x, own, k)) encode_sums(e, x, k);
     for (int i = 1; i < size; i++) {
@@ -207,7 +210,7 @@ static int send_copies(exchanger *e, const exchange *x, int64_t k) {
 /* Waits for the copies of piece k, which may be before the first. */
 static int end_copies(exchanger *e, const exchange *x, int64_t k) {
     if (k < 0 || !x->copies) return GPT_OK;
-    TRY(messages_wait(&e->l, &e->l.lists[SUMS + k % DEPTH]));
+    TRY(messages_wait(&e->l, &e->l.lists[e->depth + k % e->depth]));
     for (int rank = 0; rank < e->l.comm.size && is_coded(x); rank++) {
         int64_t n = piece_size(x, rank, k);
         float *place = (float *)(void *)place_of(x, rank, k);
@@ -224,17 +227,17 @@ static int run(exchanger *e, const exchange *x) {
     for (int rank = 0; rank < e->l.comm.size; rank++)
         longest = most(longest, x->bounds[rank + 1] - x->bounds[rank]);
     int64_t n = (longest + x->piece - 1) / x->piece;
-    for (int64_t k = 0; k < least(n, DEPTH) && x->adds; k++) TRY(send_numbers(e, x, k));
+    for (int64_t k = 0; k < least(n, e->depth) && x->adds; k++) TRY(send_numbers(e, x, k));
     for (int64_t k = 0; k < n; k++) {
         if (x->adds) {
-            TRY(messages_wait(&e->l, &e->l.lists[NUMBERS + k % DEPTH]));
+            TRY(messages_wait(&e->l, &e->l.lists[k % e->depth]));
             add_up(e, x, k);
         }
-        TRY(end_copies(e, x, k - DEPTH));
+        TRY(end_copies(e, x, k - e->depth));
         if (x->copies) TRY(send_copies(e, x, k));
-        if (x->adds && k + DEPTH < n) TRY(send_numbers(e, x, k + DEPTH));
+        if (x->adds && k + e->depth < n) TRY(send_numbers(e, x, k + e->depth));
     }
-    for (int64_t k = n - DEPTH; k < n; k++) TRY(end_copies(e, x, k));
+    for (int64_t k = n - e->depth; k < n; k++) TRY(end_copies(e, x, k));
     return GPT_OK;
 }
 
@@ -341,15 +344,17 @@ static int exchange_hosts(gpt_comm *comm) {
 
 static int allocate(exchanger *e, int size) {
     int64_t others = most(size - 1, 1);
-    int64_t piece = most(ROOM / DEPTH / others / WIRE_BLOCK * WIRE_BLOCK, LEAST_PIECE);
-    size_t numbers = (size_t)(DEPTH * others * piece);
+    int64_t each = ROOM / others, piece = each / LEAST_DEPTH / WIRE_BLOCK * WIRE_BLOCK;
+    piece = most(least(piece, MOST_PIECE), LEAST_PIECE);
+    e->depth = least(most(each / piece, LEAST_DEPTH), MOST_DEPTH);
+    size_t numbers = (size_t)(e->depth * others * piece);
     e->l.comm.piece = piece, e->l.comm.copied = COPIED_PIECE;
-    TRY(messages_allocate(&e->l, 2 * DEPTH));
+    TRY(messages_allocate(&e->l, 2 * (int)e->depth));
     e->offsets = calloc((size_t)size + 1, sizeof *e->offsets);
     e->slices = calloc((size_t)size + 1, sizeof *e->slices);
     e->room = malloc(sizeof *e->room * numbers);
     e->coded = malloc(CODED_BYTES * numbers);
-    e->sums = malloc(CODED_BYTES * (size_t)(DEPTH * size * piece));
+    e->sums = malloc(CODED_BYTES * (size_t)(e->depth * size * piece));
     if (!e->offsets || !e->slices || !e->room || !e->coded || !e->sums)
         return fail(GPT_ERR_MEMORY, "out of memory for %d ranks", size);
     return GPT_OK;

@@ -7,6 +7,8 @@
 
 #include "comm.h"
 
+enum { MOST_DEPTH = 128 }; /* pieces under way at a time */
+
 typedef struct links links;
 
 typedef intptr_t link_request;

@@ -15,8 +15,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Messages under way in one direction: collectives.c has 2 DEPTH lists, with one each for a rank. */
-enum { QUEUE = 32 };
+/* In place of a message's size: its sender alone has an error, has printed it, and ends the job. */
+enum { FAREWELL = -1 };
+
+/* Messages under way in one direction: collectives.c has two lists for a piece, with one each for a rank. */
+enum { QUEUE = 2 * MOST_DEPTH };
 
 typedef struct packet {
     char *data;
@@ -37,6 +40,7 @@ typedef struct peer {
     int64_t expected; /* bytes of a message that was not as long; 0: all were */
     int problem;      /* an errno; 0: none */
     bool closed;      /* by the other rank */
+    bool left;        /* the same, and it has said why */
 } peer;
 
 typedef struct socket_links {
@@ -81,7 +85,10 @@ static void move(peer *r, queue *q, bool sends) {
             return;
         }
         q->moved += n;
-        if (!sends && q->moved == (int64_t)sizeof p->header && p->header != p->n_bytes)
+        bool differs = !sends && q->moved == (int64_t)sizeof p->header && p->header != p->n_bytes;
+        if (differs && p->header == FAREWELL)
+            r->left = r->closed = true;
+        else if (differs)
             r->expected = p->n_bytes;
         if (q->moved == (int64_t)sizeof p->header + p->n_bytes) q->moved = 0, q->n_ended++;
     }
@@ -110,6 +117,7 @@ static int socket_receive(links *l, int rank, void *data, int64_t n_bytes, link_
 
 static int failure(const links *l, const peer *r) {
     int rank = (int)(r - ((const socket_links *)l)->peers);
+    if (r->left) return fail(GPT_ERR_COMM, "rank %d has ended the job", rank);
     if (r->expected)
         return fail(GPT_ERR_COMM, "rank %d is at another call: it has sent no %lld bytes", rank,
                     (long long)r->expected);
@@ -128,6 +136,8 @@ static int socket_test(links *l, link_request *request, bool *done) {
     const queue *q = sends ? &r->out : &r->in;
     *done = *request / 2 / l->size < q->n_ended || q->cancelled;
     if (*done || (!r->problem && !r->closed && !r->expected)) return GPT_OK;
+    for (int rank = 0; rank < l->size; rank++) /* others leave because of the one that did first */
+        if (s->peers[rank].left) r = &s->peers[rank];
     return failure(l, r);
 }
 
@@ -136,12 +146,19 @@ static void socket_cancel(links *l, link_request *request) {
     ((socket_links *)l)->peers[*request / 2 % l->size].in.cancelled = true;
 }
 
-/* Each other rank finds its connection ended, and so on. */
+/* Each other rank finds its connection ended, and so on. Where it was no failed call, they hear that this rank ends
+ * the job, unless a message is half sent. */
 static void socket_end_job(links *l, int code) {
     const socket_links *s = (socket_links *)l;
+    const int64_t farewell = FAREWELL;
     (void)code;
-    for (int rank = 0; rank < l->size; rank++)
-        if (rank != l->rank) shutdown(s->peers[rank].socket, SHUT_RDWR);
+    for (int rank = 0; rank < l->size; rank++) {
+        if (rank == l->rank) continue;
+        const peer *r = &s->peers[rank];
+        if (!l->broken && !r->out.moved)
+            send(r->socket, &farewell, sizeof farewell, MSG_DONTWAIT | MSG_NOSIGNAL);
+        shutdown(r->socket, SHUT_RDWR);
+    }
 }
 
 static void socket_free(links *l) {

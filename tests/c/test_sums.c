@@ -173,6 +173,31 @@ static void test_meanwhile(void) {
     gpt_model_free(m);
 }
 
+/* A model whose gradients fit into one sum has some too, so that the first can begin before backward has ended. */
+static void test_a_small_model(void) {
+    enum {
+        SUMS = 3 + 1,
+        OTHERS = 2 + 1
+    }; /* of layers and norms; of the embedding, norms and the loss */
+    static const comm_ops ops = {.all_reduce = count_sum, .be_patient = be_patient};
+    gpt_config c = families[0].config;
+    c.n_layer = 6, c.n_embd = 128, c.n_ff = 256;
+    int32_t tokens[T] = {0};
+    gpt_comm comm = {.ops = &ops, .size = 2, .bucket = COMM_BUCKET};
+    gpt_options options = {.training = 1, .max_batch = 1, .max_seq = T, .n_threads = 1};
+    gpt_model *m = NULL;
+    test_case("%lld numbers", (long long)n_params(&c));
+    EXPECT(n_params(&c) < COMM_BUCKET);
+    EXPECT_OK(gpt_model_create(&c, &options, &m));
+    n_sums = 0;
+    EXPECT_OK(gpt_model_begin_all_reduce(m, &comm));
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, 1, T, 1, NULL));
+    EXPECT_OK(gpt_model_all_reduce(m, &comm));
+    EXPECT(n_sums >= SUMS && n_sums <= SUMS + OTHERS);
+    background_stop(&comm);
+    gpt_model_free(m);
+}
+
 /* Rank 0 gives its step up after some sums: it and the others can go no further. */
 static void do_half(job *j, gpt_comm *comm, int rank) {
     const task *t = j->given;
@@ -362,6 +387,7 @@ static void test_not_finite(void) {
 }
 
 TEST_API_MAIN({"bits of overlapped sums", test_bits}, {"sums meanwhile", test_meanwhile},
-              {"a step given up", test_half}, {"ends", test_ends}, {"shorter forms", test_coded},
+              {"a small model", test_a_small_model}, {"a step given up", test_half},
+              {"ends", test_ends}, {"shorter forms", test_coded},
               {"shorter forms of parts", test_scattered},
               {"numbers that are not finite", test_not_finite})

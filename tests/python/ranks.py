@@ -82,6 +82,15 @@ def die(step: int, model: Model) -> None:
         os._exit(9)
 
 
+def fail(step: int, model: Model) -> None:
+    """Rank 1 has an error that no other rank knows of."""
+    if step == 5 and join().rank == 1:
+        raise GptcError("the disk is full")
+
+
+ON_STEP = {"hang": hang, "die": die, "fail": fail}
+
+
 def begin_mpi() -> None:
     """Rank 0 alone begins MPI before it joins."""
     place = launched()
@@ -153,9 +162,9 @@ def main(out: Path, options: dict[str, object], what: str) -> None:
         train_in_all_ways(out, options)
         return
     options = {**options, "out": str(out / "run")}
-    if what in ("hang", "die"):
+    if what in ON_STEP:
         with errors_as_the_command_line():
-            train(options, on_step=hang if what == "hang" else die)
+            train(options, on_step=ON_STEP[what])
         return
     if what == "begun":
         with errors_as_the_command_line():

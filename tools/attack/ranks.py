@@ -57,6 +57,7 @@ def main() -> None:
             slowest, n_saving = max(slowest, seconds), n_saving + saving
             losses[way].append(finish(run))
             shutil.rmtree(run)
+            print(f"job {job}, {way}: ended after {seconds:.1f} s", file=sys.stderr, flush=True)
     print(
         f"{args.jobs} jobs, {n_saving} killed while a checkpoint was written: the slowest ended "
         f"after {slowest:.1f} s"

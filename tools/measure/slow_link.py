@@ -7,6 +7,10 @@ Two of them are joined directly; more, or with a latency, by relay.py. mpirun of
 them. Needs root, `ip` and `tc`. Where ranks outnumber cores, as many processes make the plan on a
 core as there are ranks on one. Exits with 1 if a step differs from the plan by more than --within.
 
+`--real-time` is for a machine that others use: ranks and plans come before other processes, and the
+threads of ranks that exchange numbers before those that compute, so that one runs when it wakes. It
+repeats the comparison with --turns, and shows medians.
+
 With `--apart 50` it compares DiLoCo's steps over the link with those over shared memory instead,
 and exits with 1 if they have less than 85 % of the speed.
 """
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +43,8 @@ WAYS: dict[str, list[str]] = {
 }
 SKIPPED, STEPS = 5, 25  # steps before those that count, and those
 LEAST_SPEED = 0.85  # of DiLoCo over a slow link
+COMPUTES, EXCHANGES = 20, 25  # priorities of threads with --real-time
+LIFT_S = 0.5  # after which new threads have theirs
 
 
 def space(rank: int | str) -> str:
@@ -146,12 +152,37 @@ exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"
     ]
 
 
-def measured(start: list[str], options: list[str], out: Path) -> float:
+def under(real_time: bool) -> list[str]:
+    return ["chrt", "-r", str(COMPUTES)] if real_time else []
+
+
+def lift(out: Path) -> None:
+    """Lets the threads of this run's ranks that do not compute come before those that do."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            arguments = entry.name.isdigit() and (entry / "cmdline").read_bytes().split(b"\0")
+            if not arguments or arguments[:3] != [sys.executable.encode(), b"-m", b"gptc"]:
+                continue
+            if str(out).encode() in arguments:
+                for thread in {int(task.name) for task in (entry / "task").iterdir()}:
+                    if thread != int(entry.name):
+                        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(EXCHANGES))
+
+
+def measured(start: list[str], options: list[str], out: Path, real_time: bool = False) -> float:
     """Seconds of a step: the median, or the mean of steps that differ (DiLoCo)."""
-    command = [*start, sys.executable, "-m", "gptc", "train", *options, "--out", str(out)]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        raise SystemExit(ran.stderr)
+    command = [*start, *under(real_time), sys.executable, "-m", "gptc", "train", *options]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    complaints = None
+    while complaints is None:
+        with suppress(subprocess.TimeoutExpired):
+            complaints = process.communicate(timeout=LIFT_S if real_time else None)[1]
+        if real_time:
+            lift(out)
+    if process.returncode:
+        raise SystemExit(complaints)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     at = [float(line["elapsed_s"]) for line in lines if "train_loss" in line][SKIPPED - 1 :]
     if "--sync-every" in options:
@@ -160,9 +191,12 @@ def measured(start: list[str], options: list[str], out: Path) -> float:
     return statistics.median(b - a for a, b in pairwise(at))
 
 
-def planned(options: list[str], link: str, ranks: int, latency_s: float) -> dict[str, float]:
+def planned(
+    options: list[str], link: str, ranks: int, latency_s: float, real_time: bool = False
+) -> dict[str, float]:
     """Seconds of a step in each way, by gptc plan: the mean of processes that share a core."""
-    command = [sys.executable, "-m", "gptc", "plan", *options, "--json", "--ranks", str(ranks)]
+    command = [*under(real_time), sys.executable, "-m", "gptc", "plan", *options, "--json"]
+    command += ["--ranks", str(ranks)]
     command += ["--link", link, "--latency", str(1e6 * (latency_s + OWN_LATENCY_S))]
     cores = sorted(os.sched_getaffinity(0))
     n = math.ceil(ranks / len(cores))
@@ -217,6 +251,8 @@ def main() -> None:
     parser.add_argument("--n-embd", type=int, default=128)
     parser.add_argument("--within", type=float, default=0.15, help="allowed relative difference")
     parser.add_argument("--apart", type=int, help="steps between the outer steps of DiLoCo")
+    parser.add_argument("--real-time", action="store_true", help="before other processes")
+    parser.add_argument("--turns", type=int, default=1, help="comparisons, whose medians are shown")
     asked = parser.parse_args()
     if lacks := missing():
         raise SystemExit(f"this needs {lacks}")
@@ -233,11 +269,16 @@ def main() -> None:
         how_named = f"{asked.ranks} ranks over {asked.link}, {1e3 * asked.latency:g} ms"
         print(f"{how_named:<36}  planned  measured")
         for name, more in WAYS.items():
-            plan_s = planned([*options, *more], asked.link, *how)[name]
-            with network(RATES[asked.link], *how):
-                start = mpirun(Path(folder), asked.ranks)
-                found_s = measured(start, [*options, *more], Path(folder) / "run")
-            shutil.rmtree(Path(folder) / "run")
+            every = [*options, *more]
+            plans, found = [], []
+            for turn in range(asked.turns):
+                plans.append(planned(every, asked.link, *how, asked.real_time)[name])
+                out = Path(folder) / f"run-{turn}"
+                with network(RATES[asked.link], *how):
+                    start = mpirun(Path(folder), asked.ranks)
+                    found.append(measured(start, every, out, asked.real_time))
+                shutil.rmtree(out)
+            plan_s, found_s = statistics.median(plans), statistics.median(found)
             off = plan_s / found_s - 1
             wrong |= abs(off) > asked.within
             print(f"{name:<36} {plan_s:>8.3f} {found_s:>8.3f} s  {off:+.0%}", flush=True)

@@ -25,6 +25,7 @@ from gptc.files.words import pip_install, plural
 TIMEOUT_S = 600.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _MEET_S = 10.0  # the same where ranks begin to wait at different times
+_SPOKEN = "has ended the job"  # of a rank that has printed why (csrc/comm/sockets.c)
 _GRACE_S = 2.0  # for the rank that prints, before another one ends the job
 
 _T = TypeVar("_T")
@@ -287,10 +288,10 @@ class World:
             raise
 
     def _let_one_speak(self, error: EngineError) -> None:
-        """Silences this error unless this is the first rank that is there."""
+        """Silences this error unless this is the first rank that is there, and none has spoken."""
         lib = library.load().lib
         there = (r for r in range(self.size) if not lib.gpt_comm_lost(self._comm, r))
-        error.silent = next(there, self.rank) != self.rank
+        error.silent = _SPOKEN in str(error) or next(there, self.rank) != self.rank
         if error.silent:
             time.sleep(_GRACE_S)
 

@@ -2,17 +2,19 @@
 
 A rank computes 1/N of a step's passes, as fast as this process. Sums of n bytes take (N - 1)/N n /
 link for a rank's part, as much for the copies of all parts, and two latencies for each `BUCKET`
-of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency. Gradients of products
-are added while the last backward pass of a rank computes, which is two thirds of the pass; those of
-a tied embedding, norms and biases are not. With a sharded state, that is half of the sums, and then
-parameters come back. A step also adds the loss, and tells the news, such as signals.
+of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency, and frames of Ethernet
+have headers. Gradients of products are added while the last backward pass of a rank computes, which
+is two thirds of the pass: those of some layers at a time, one sum after the other. Those of a tied
+embedding, norms and biases begin when it has ended. With a sharded state, that is half of the sums,
+and then parameters come back. A step also adds the loss, and tells the news, such as signals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options, Plan, plan_for
@@ -22,16 +24,21 @@ from gptc.training.diloco import outer_bytes
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
-LINKS = {"100M": 1e8 / 8, "1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
+ETHERNET = 1448 / 1514
+"""The share of data in a frame of 1,500 bytes: others are headers of Ethernet, IP and TCP."""
+_RATES = {"100M": 1e8, "1G": 1e9, "10G": 1e10, "100G": 1e11}
+LINKS = {**{name: bits / 8 * ETHERNET for name, bits in _RATES.items()}, "nvlink": 450e9}
 """Bytes a second that a rank sends; NVLink's of the fourth generation."""
 SYNC_EVERY = 50  # of DiLoCo, unless --sync-every is given
 LATENCY_US = 50.0  # unless --latency is given
 BUCKET, WINDOW = 1 << 21, 1 << 23
+FEW_SUMS, LEAST_SUM = 4, 1 << 16  # of a small model (csrc/api/reduce.c)
 NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 4 / 256}
 """Bytes of a number on the wire."""
 LOSS, NEWS = 2, 1  # latencies of a step; ZeRO-1 has another one, for the norm
 MOST_RANKS = 1024
-EMBEDDING = "wte.weight"
+TIED = "wte.weight"  # which may also be the head
+EMBEDDINGS = (TIED, "wpe.weight")
 
 
 @dataclass(frozen=True)
@@ -96,12 +103,52 @@ def exchange_s(
     return moved / bytes_per_s + 2 * math.ceil(n_numbers / BUCKET) * latency_s
 
 
-def exposed_s(all_s: float, last_s: float, pass_s: float) -> float:
-    """Seconds of sums that a rank waits for after its last pass, which takes `pass_s`.
+def least_sum(n_numbers: int) -> int:
+    """Numbers of a sum, or more. Without a sharded state, small models have several sums too."""
+    return min(BUCKET, max(LEAST_SUM, n_numbers // FEW_SUMS))
 
-    Those of `last_s` begin when it ends.
+
+class Gradients(NamedTuple):
+    """Numbers of gradients, by when backward completes them."""
+
+    layers: int  # of products, the last layer's first
+    tied: int  # of an embedding that is also the head: begun first, and complete when backward ends
+    others: int  # of other embeddings, norms and biases: when it ends
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def exposed_s(
+    gradients: Gradients, least: int, backward_s: float, sum_s: Callable[[int], float]
+) -> float:
+    """Seconds of sums that a rank waits for after its last backward pass.
+
+    Each sum has `least` numbers or more, and takes `sum_s` of them.
     """
-    return max(last_s, all_s - 2 / 3 * pass_s)
+    if gradients.total <= least:
+        return sum_s(gradients.total)
+    n_sums = max(1, gradients.layers // least)
+    ended_s, step = 0.0, gradients.layers / n_sums
+    for i in range(1, n_sums + 1):
+        computed = gradients.tied + i * step
+        ready_s = backward_s * computed / (gradients.tied + gradients.layers or 1)
+        ended_s = max(ended_s, ready_s) + sum_s(round(step))
+    last_s = sum(sum_s(n) for n in gradients[1:] if n)
+    return max(ended_s - backward_s, 0.0) + last_s
+
+
+def _gradients(setup: Setup) -> Gradients:
+    sizes = {name: math.prod(shape) for name, shape, _ in setup.model.trained}
+    embeddings = {name: n for name, n in sizes.items() if name in EMBEDDINGS}
+    tied = embeddings.get(TIED, 0) if setup.model.config.tied else 0
+    layers = sum(
+        math.prod(shape)
+        for name, shape, _ in setup.model.trained
+        if len(shape) > 1 and name not in embeddings
+    )
+    return Gradients(layers, tied, sum(sizes.values()) - layers - tied)
 
 
 def _methods(
@@ -109,9 +156,8 @@ def _methods(
 ) -> Iterator[Method]:
     options, speed = setup.options, LINKS[link]
     passes_s, update_s = options.grad_accum * costs.pass_s, costs.update_s
-    sizes = {name: math.prod(shape) for name, shape, _ in setup.model.trained}
-    n_numbers, config = sum(sizes.values()), setup.model.config
-    tied = sizes.get(EMBEDDING, 0) if config.tied else 0
+    gradients = _gradients(setup)
+    n_numbers = gradients.total
     every, number_bytes = options.sync_every or SYNC_EVERY, NUMBER_BYTES[options.wire]
 
     def step_s(name: str, n: int) -> float:
@@ -120,15 +166,18 @@ def _methods(
         whole_s = exchange_s(n_numbers, n, *link_s)
         if name == "DiLoCo":
             return passes_s / n + update_s + (whole_s + NEWS * wait_s) / every
-        sums_s = exchange_s(n_numbers, n, *link_s, number_bytes) + 2 * wait_s
-        last_s = exchange_s(max(tied, 1), n, *link_s, number_bytes)
-        last_pass_s = min(costs.pass_s, passes_s / n)
         said_s = (LOSS + NEWS) * wait_s
+        backward_s = 2 / 3 * min(costs.pass_s, passes_s / n)
+
+        def sum_s(numbers: int) -> float:
+            return exchange_s(numbers, n, *link_s, number_bytes)
+
         if name == "ZeRO-1":  # parameters come back as fp32
-            hides_s = last_pass_s if options.optimizer == "adamw" else 0
-            waits_s = exposed_s(sums_s / 2, last_s / 2, hides_s) + whole_s / 2 + wait_s
-            return passes_s / n + update_s / n + waits_s + said_s
-        return passes_s / n + update_s + exposed_s(sums_s, last_s, last_pass_s) + said_s
+            hides_s = backward_s if options.optimizer == "adamw" else 0
+            waits_s = exposed_s(gradients, BUCKET, hides_s, lambda numbers: sum_s(numbers) / 2)
+            return passes_s / n + update_s / n + waits_s + whole_s / 2 + wait_s + said_s
+        waits_s = exposed_s(gradients, least_sum(n_numbers), backward_s, sum_s)
+        return passes_s / n + update_s + waits_s + said_s
 
     for name in ("data parallel", "ZeRO-1", "DiLoCo"):
         if name == "ZeRO-1" and setup.model.options.device != "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,6 +302,18 @@ def test_a_connected_rank_that_ends_is_named_once(options: dict[str, Any], tmp_p
     (line,) = ours(errors)
     saved = tmp_path / "run" / "ckpt-000004"
     assert f"error: the connection to rank 1 has ended; continue from {saved} with" in line
+
+
+def test_the_error_of_a_connected_rank_is_the_only_one(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Others hear that the rank has printed it."""
+    options |= {"threads": 1, "device": "cpu", "save_every": 4}
+    codes, (others, errors) = connected_job(tmp_path, options, "fail")
+    assert codes == [1, 1]
+    (line,) = ours(errors)
+    assert re.search(r"error: rank 1 \(.+\): the disk is full", line)
+    assert not ours(others)
 
 
 @needs_mpi
