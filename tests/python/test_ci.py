@@ -44,6 +44,16 @@ def is_running(pid: str) -> bool:
         return False
 
 
+def end_with_complaint(started: list[str]) -> None:
+    """Fails if any of these processes has not ended, and ends it."""
+    ends = time.monotonic() + 10  # a signal takes effect a little later
+    while (left := [pid for pid in started if is_running(pid)]) and time.monotonic() < ends:
+        time.sleep(0.02)
+    for pid in left:
+        subprocess.run(["kill", pid], check=False)
+    assert not left
+
+
 @pytest.mark.parametrize("inner", ["false", "false | cat", "false || { echo why; exit 3; }"])
 def test_a_failure_at_the_same_time_fails_the_run(tmp_path: Path, inner: str) -> None:
     ran = run(tmp_path, inner, "true")
@@ -66,10 +76,12 @@ def test_a_failure_of_the_main_stages_leaves_no_process(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1, ran.stderr
     assert "FAILED  main" in ran.stdout
-    started = pids.read_text().split()
-    ends = time.monotonic() + 10  # a signal takes effect a little later
-    while (left := [pid for pid in started if is_running(pid)]) and time.monotonic() < ends:
-        time.sleep(0.02)
-    for pid in left:
-        subprocess.run(["kill", pid], check=False)
-    assert not left
+    end_with_complaint(pids.read_text().split())
+
+
+def test_a_failure_at_the_same_time_leaves_no_process(tmp_path: Path) -> None:
+    """What a side has started, such as an installation for a later stage, ends with it."""
+    pids = tmp_path / "pids"
+    ran = run(tmp_path, f"sleep 300 & echo $! >{pids}; false", "true")
+    assert "FAILED  third (at the same time)" in ran.stdout
+    end_with_complaint(pids.read_text().split())
