@@ -32,19 +32,22 @@ def checkpoint_name(step: int) -> str:
 
 
 def model_name(path: Path) -> str:
-    """The name of a model for people: that of its run, or else of its folder or file."""
-    path = path.resolve()
-    if path.is_file():
-        return path.stem
-    return path.parent.name if path.name.startswith("ckpt-") else path.name
+    """The name of a model for people: that of its run, or else of its folder or file.
+
+    A link is not followed, so that a link to a model is a name for it.
+    """
+    return path.stem if path.is_file() else adapter_name(path)
 
 
 def adapter_name(path: Path) -> str:
     """The name of an adapter: that of its run, folder or file, as the path says it.
 
-    A link is not followed, so that the name stays the same when its target is another one.
+    A link is not followed, so that the name stays the same when its target is another one. The
+    hub's cache names folders by a commit, below `models--OWNER--NAME/snapshots`.
     """
     path = path.resolve() if ".." in path.parts else path.absolute()
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.split("--")[-1]
     return path.parent.name if path.name == BEST or path.name.startswith("ckpt-") else path.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gptc.checkpoint.names import model_name
         ("runs/tiny-book/best", "tiny-book"),
         ("models/gpt2", "gpt2"),
         ("models/SmolLM2.Q4_1.gguf", "SmolLM2.Q4_1"),
+        ("hub/models--openai-community--gpt2/snapshots/607a30d7", "gpt2"),
     ],
 )
 def test_a_name(tmp_path: Path, path: str, name: str) -> None:
@@ -29,3 +31,20 @@ def test_a_name(tmp_path: Path, path: str, name: str) -> None:
     else:
         file.mkdir(parents=True)
     assert model_name(file) == name
+
+
+def test_a_link_is_a_name(tmp_path: Path) -> None:
+    """The hub's cache has links to files that are named by a checksum; people make links, too."""
+    (tmp_path / "5f1a2b").touch()
+    (tmp_path / "SmolLM2.gguf").symlink_to("5f1a2b")
+    assert model_name(tmp_path / "SmolLM2.gguf") == "SmolLM2"
+    (tmp_path / "runs" / "poems" / "ckpt-000010").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("runs/poems/ckpt-000010")
+    assert model_name(tmp_path / "current") == "current"
+
+
+def test_the_name_that_the_page_about_serving_uses() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text("utf-8")
+    served = set(re.findall(r"gptc serve -m (\S+)", text))
+    asked = set(re.findall(r'model="([^"]+)"', text))
+    assert asked == {Path(file).stem for file in served}

@@ -252,7 +252,6 @@ def test_stop_session_and_theme(page: Any) -> None:
     theme = page.evaluate("document.documentElement.dataset.theme")
     page.fill("#option-max_tokens", "7")
     page.fill("#prompt", "remember this")
-    page.locator("#prompt").blur()
     page.reload()
     page.wait_for_selector("body[data-ready=yes]")
     assert page.input_value("#prompt") == "remember this"
@@ -262,12 +261,41 @@ def test_stop_session_and_theme(page: Any) -> None:
 
 @clients
 def test_a_conversation(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.post_data or ""))
+    assert page.locator("#system").is_hidden()
     page.check("input[value=chat]")
+    page.fill("#system", "Be brief.")
     page.fill("#option-max_tokens", "5")
     page.fill("#prompt", "Hello")
     page.click("#run")
     says(page, "5 tokens")
+    sent = json.loads(asked[-1])["messages"]
+    assert [(one["role"], one["content"]) for one in sent] == [
+        ("system", "Be brief."),
+        ("user", "Hello"),
+    ]
     assert page.locator("#messages li").count() == 2
+    page.locator(".token").first.hover()
+    assert page.locator("#alternatives p").text_content().startswith("Completions continue")
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.input_value("#system") == "Be brief."
+
+
+@clients
+def test_a_bias(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.post_data or ""))
+    page.fill("#option-max_tokens", "3")
+    page.fill("#option-logit_bias", "5: 100")
+    page.click("#run")
+    says(page, "logit_bias is not JSON")
+    assert asked == []
+    page.fill("#option-logit_bias", '{"5": 100}')
+    page.click("#run")
+    says(page, "3 tokens")
+    assert json.loads(asked[-1])["logit_bias"] == {"5": 100}
 
 
 @clients

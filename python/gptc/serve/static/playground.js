@@ -3,9 +3,10 @@ const byId = (id) => document.getElementById(id);
 const STORE = "gptc-playground";
 const SHOWN = [
   "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
-  "presence_penalty", "frequency_penalty", "penalty_last_n", "seed", "stop", "regex", "grammar",
+  "presence_penalty", "frequency_penalty", "penalty_last_n", "logit_bias", "seed", "stop", "regex",
+  "grammar",
 ];
-const TEXTS = new Set(["stop", "regex", "grammar"]);
+const TEXTS = new Set(["logit_bias", "stop", "regex", "grammar"]);
 const ALTERNATIVES = 5;
 let running = null; // the AbortController of the text under way
 let messages = [];
@@ -44,9 +45,18 @@ function optionValues() {
     const text = byId(`option-${name}`)?.value ?? "";
     if (text === "") continue;
     if (!TEXTS.has(name)) found[name] = Number(text);
-    else found[name] = name === "stop" ? text.replaceAll("\\n", "\n") : text;
+    else if (name === "stop") found[name] = text.replaceAll("\\n", "\n");
+    else found[name] = name === "logit_bias" ? biasOf(text) : text;
   }
   return found;
+}
+
+function biasOf(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Error('logit_bias is not JSON, such as {"284": -100}');
+  }
 }
 
 function mode() {
@@ -56,7 +66,8 @@ function mode() {
 function save() {
   const options = Object.fromEntries(SHOWN.map((n) => [n, byId(`option-${n}`)?.value ?? ""]));
   const theme = document.documentElement.dataset.theme ?? "";
-  const kept = { mode: mode(), prompt: byId("prompt").value, options, messages, theme, chosen };
+  const [prompt, system] = [byId("prompt").value, byId("system").value];
+  const kept = { mode: mode(), prompt, system, options, messages, theme, chosen };
   try {
     localStorage.setItem(STORE, JSON.stringify(kept));
   } catch { /* the browser keeps nothing */ }
@@ -69,6 +80,7 @@ function restore() {
   } catch { /* the browser keeps nothing, or something else */ }
   if (!kept) return;
   byId("prompt").value = kept.prompt ?? "";
+  byId("system").value = kept.system ?? "";
   const radio = document.querySelector(`input[name=mode][value="${kept.mode === "chat" ? "chat" : "completion"}"]`);
   radio.checked = true;
   for (const name of SHOWN) {
@@ -132,13 +144,21 @@ function tokensOf(choice) {
 async function run(prompt) {
   if (running) return;
   const chat = mode() === "chat";
-  const options = optionValues();
+  let options = {};
+  try {
+    options = optionValues();
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
   const body = { ...options, stream: true, stream_options: { include_usage: true } };
   if (chosen) body.model = chosen;
   if (chat) {
     messages.push({ role: "user", content: prompt });
     byId("prompt").value = "";
-    Object.assign(body, { messages, logprobs: true, top_logprobs: ALTERNATIVES });
+    const system = byId("system").value;
+    const first = system ? [{ role: "system", content: system }] : [];
+    Object.assign(body, { messages: [...first, ...messages], logprobs: true, top_logprobs: ALTERNATIVES });
   } else {
     Object.assign(body, { prompt, logprobs: ALTERNATIVES });
   }
@@ -263,15 +283,21 @@ function showAlternatives(sample, at, prompt, chat) {
     });
     panel.append(button);
   }
+  if (chat) panel.append(element("p", "Completions continue from one; conversations do not.", { class: "help" }));
   panel.hidden = false;
 }
 
 function showMessages() {
   const chat = mode() === "chat";
   byId("messages").hidden = !chat;
+  byId("chat-system").hidden = !chat;
   byId("prompt-label").textContent = chat ? "Message" : "Prompt";
   byId("messages").replaceChildren(
-    ...messages.map((message) => element("li", `${message.role}: ${message.content}`)),
+    ...messages.map((message) => {
+      const item = element("li", undefined);
+      item.append(element("strong", `${message.role}: `), message.content);
+      return item;
+    }),
   );
 }
 
@@ -311,6 +337,7 @@ async function begin() {
     showMessages();
     save();
   });
+  window.addEventListener("pagehide", save); // a field that still has the focus has not changed yet
   byId("options").addEventListener("submit", (event) => event.preventDefault());
   document.body.dataset.ready = "yes";
 }
