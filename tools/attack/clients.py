@@ -90,6 +90,7 @@ class Attack:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.rng, self.slow_s, self.found = random.Random(seed), slow_s, Found()
+        self.clock: Callable[[], float] = time.monotonic  # of the gaps in streams
         self._hostile: tuple[tuple[int, Callable[[], Awaitable[None]]], ...] = (
             (30, self.well_behaved), (12, self.vanish), (10, self.half_body), (10, self.not_json),
             (16, self.any_types), (4, self.deep), (2, self.huge), (2, self.schema),
@@ -277,7 +278,7 @@ class Attack:
                 text, at = "", []
                 while line := await asyncio.wait_for(reader.readline(), _WAIT_S):
                     if line.startswith(b"data: {"):
-                        at.append(time.monotonic())
+                        at.append(self.clock())
                         text += json.loads(line[6:])["choices"][0]["text"]
                 return text, [later - sooner for sooner, later in pairwise(at)]
             finally:

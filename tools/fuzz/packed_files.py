@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from gptc.formats.registry import open_model
 from gptc.tokenizer.registry import make_tokenizer
 from model_files import Target, read_model, small_model
 
+_EXPERTS = {
+    "n_layer": 1, "n_head": 2, "n_kv_head": 2, "n_embd": 64, "n_ff": 32, "n_expert": 4,
+    "n_expert_used": 2,
+}  # fmt: skip
 _K_SHAPE = {"n_layer": 1, "n_head": 4, "n_kv_head": 2, "n_embd": 256, "n_ff": 256}
 
 
@@ -30,6 +35,7 @@ def targets(folder: Path) -> dict[str, Target]:
     wide = small_model(folder / "models", "wide")
     for name, source, dtype in (("q4_0", wide, "q4_0"), ("q4_k", _large(folder), "q4_k_m")):
         _packed(folder / name, name, source, dtype, found)
+    _experts(folder / "experts", found)
     _split(folder / "split", small_model(folder / "models", "llama"), found)
     return found
 
@@ -45,7 +51,7 @@ def _large(folder: Path) -> Path:
 
 def _packed(folder: Path, name: str, source: Path, dtype: str, found: dict[str, Target]) -> None:
     """A checkpoint folder with model.gguf, without checksums, and the GGUF file by itself."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     file = folder / "alone.gguf"
     export_model(open_checkpoint(source), "gguf", file, dtype=dtype)
     path = folder / "imported"
@@ -61,11 +67,29 @@ def _packed(folder: Path, name: str, source: Path, dtype: str, found: dict[str, 
         found["packed-config.json"] = Target(copy / "config.json", read, mutate.json_value)
 
 
-def compute(path: Path) -> None:
+def _experts(folder: Path, found: dict[str, Target]) -> None:
+    """A mixture of experts in blocks, and one whose matrices are quantized when it is loaded."""
+    folder.mkdir()
+    config = GPTConfig.preset("llama-15m", vocab_size=256, block_size=8, **_EXPERTS)
+    path = folder / "model"
+    with Model.create(config, threads=1, training=False) as model:
+        model.save(path, make_tokenizer("bytes"))
+    for dtype in ("q4_0", "q8_0"):
+        _packed(folder / dtype, f"experts-{dtype}", path, dtype, found)
+    (path / "checksums.json").unlink()
+    for dtype in ("int8", "int4"):
+        copy = folder / dtype
+        shutil.copytree(path, copy)
+        read = partial(compute, copy, dtype=dtype)
+        file = copy / "model.safetensors"
+        found[f"experts-{dtype}"] = Target(file, read, mutate.safetensors)
+
+
+def compute(path: Path, **options: Any) -> None:
     """Reads all of a model, and computes with its blocks as they are."""
     read_model(path)
     tokens = np.arange(6, dtype=np.int32)[None] % 256
-    with load_model(open_checkpoint(path), threads=1, max_batch=1) as model:
+    with load_model(open_checkpoint(path), threads=1, max_batch=1, **options) as model:
         model.loss(tokens[:, :-1] % model.config.vocab_size, tokens[:, 1:] % 2)
 
 

@@ -132,6 +132,8 @@ def _check_prompt(model: Model, tokens: Sequence[int], context_shift: bool) -> N
 
 
 def _are_tokens(prompt: object) -> bool:
+    if type(prompt) is list and set(map(type, prompt)) == {int}:  # soon, for millions
+        return min(prompt) >= 0
     return isinstance(prompt, (Sequence, np.ndarray)) and all(
         isinstance(token, (int, np.integer)) and token >= 0 for token in prompt
     )
@@ -164,7 +166,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
             ) from None
     else:
         tokens = tokenizer.encode(text)
-    ids = [int(token) for token in tokens]
+    ids: list[int] = np.asarray(tokens).tolist()
     return ids if tokenizer.bos is None or ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]
 
 
