@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import call, events
+from plain_http import call, events
 
 from gptc import embed, generate
 from gptc.checkpoint.facade import load_model

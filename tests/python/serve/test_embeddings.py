@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import call
+from plain_http import call
 
 from gptc import Model, embed, generate
 from gptc.engine.config import GPTConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from clients import call, events
+from plain_http import call, events
 
 from gptc import generate
 from gptc.serve.tools import parse_calls

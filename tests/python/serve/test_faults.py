@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "attack" / "clients.py"
+ATTACKS = Path(__file__).resolve().parents[3] / "tools" / "attack"
 
 
-@pytest.fixture(scope="module")
-def clients() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attack_clients", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["attack_clients"] = module  # which dataclasses look up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ATTACKS)])
+    return importlib.import_module("clients")
 
 
 def test_hostile_clients_change_and_stall_nothing(
-    clients: ModuleType, own_server: Callable[..., Any]
+    clients: Any, own_server: Callable[..., Any]
 ) -> None:
     pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     with own_server() as server:
@@ -47,7 +41,7 @@ def test_hostile_clients_change_and_stall_nothing(
 
 
 def test_the_attack_finds_errors_and_changed_streams(
-    clients: ModuleType, server: Any, monkeypatch: pytest.MonkeyPatch
+    clients: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptc.serve import completions
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from clients import call
+from plain_http import call
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

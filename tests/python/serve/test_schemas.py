@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[3] / "tools" / "attack"
+ATTACKS = Path(__file__).resolve().parents[3] / "tools" / "attack"
 
 
-@pytest.fixture(scope="module")
-def schemas() -> Iterator[ModuleType]:
-    import importlib
-
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("schemas")
-    finally:
-        sys.path.remove(str(FOLDER))
+@pytest.fixture
+def schemas(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ATTACKS)])
+    return importlib.import_module("schemas")
 
 
 def test_schemas_with_every_keyword_are_answered_and_stall_nobody(
-    schemas: ModuleType, own_server: Callable[..., Any]
+    schemas: Any, own_server: Callable[..., Any]
 ) -> None:
     pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     with own_server() as server:
@@ -41,7 +36,7 @@ def test_schemas_with_every_keyword_are_answered_and_stall_nobody(
 
 
 def test_the_attack_finds_a_status_of_500(
-    schemas: ModuleType, server: Any, monkeypatch: pytest.MonkeyPatch
+    schemas: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptc.serve import service
 

@@ -109,7 +109,7 @@ def test_the_run_ends_with_the_command(tmp_path: Path) -> None:
             time.sleep(0.05)
         (child,) = children.read_text().split()
         process.terminate()
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(120) == 128 + signal.SIGTERM
         assert not Path(f"/proc/{child}").exists()
     finally:
         process.kill()
