@@ -127,7 +127,7 @@ SPECIALIZED void dot_block(vf (*sums)[LANES], const kernel_operands *o, const fl
         UNROLL
         for (int n = 0; n < N; n++) y[n] = vf_load(b + (int64_t)n * ldb + k);
         if (ask == ASK_AHEAD) ask_for(b + k + AHEAD);
-        if (ask == ASK_SHARE) __builtin_prefetch(next);
+        if (ask == ASK_SHARE) __builtin_prefetch(next); /* to the first level: it is read next */
         if (ask == ASK_SHARE) next += step;
         UNROLL
         for (int m = 0; m < M; m++) {

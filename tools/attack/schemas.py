@@ -1,4 +1,4 @@
-"""JSON schemas with every keyword, made to do harm, through a server whose other streams go on.
+"""JSON schemas with every keyword, made to do harm, through a server that has other streams.
 
     gptc serve -m runs/tiny --port 8124 --chat-template chat.jinja &
     python tools/attack/schemas.py http://127.0.0.1:8124 --pid $!

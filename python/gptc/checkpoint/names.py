@@ -45,9 +45,10 @@ def adapter_name(path: Path) -> str:
     A link is not followed, so that the name stays the same when its target is another one. The
     hub's cache names folders by a commit, below `models--OWNER--NAME/snapshots`.
     """
-    path = path.resolve() if ".." in path.parts else path.absolute()
-    if path.parent.name == "snapshots":
-        return path.parents[1].name.split("--")[-1]
+    path = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    *_, cached, kept = ("", "", *path.parent.parts[-2:])
+    if kept == "snapshots" and cached.startswith("models--"):
+        return cached.split("--")[-1]
     return path.parent.name if path.name == BEST or path.name.startswith("ckpt-") else path.name
 
 

@@ -132,7 +132,7 @@ def _check_prompt(model: Model, tokens: Sequence[int], context_shift: bool) -> N
 
 
 def _are_tokens(prompt: object) -> bool:
-    if type(prompt) is list and set(map(type, prompt)) == {int}:  # soon, for millions
+    if type(prompt) is list and set(map(type, prompt)) == {int}:  # fast for long prompts
         return bool(min(prompt) >= 0)
     return isinstance(prompt, (Sequence, np.ndarray)) and all(
         isinstance(token, (int, np.integer)) and token >= 0 for token in prompt

@@ -43,6 +43,19 @@ def test_a_link_is_a_name(tmp_path: Path) -> None:
     assert model_name(tmp_path / "current") == "current"
 
 
+def test_a_path_upwards_and_a_folder_of_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "snapshots" / "run7").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("snapshots/run7")
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_name(Path("../current")) == "current"
+    assert model_name(Path("../snapshots/run7")) == "run7"
+    assert model_name(Path()) == "here"
+    assert model_name(Path("..")) == tmp_path.name
+
+
 def test_the_name_that_the_page_about_serving_uses() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text("utf-8")
     served = set(re.findall(r"gptc serve -m (\S+)", text))

@@ -81,7 +81,7 @@ def _check(command: list[str], run: Path, what: str) -> None:
     assert seconds < 10, (command, what, seconds)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 @pytest.mark.parametrize("part", range(4))
 def test_metrics_of_any_values(commands: list[list[str]], tmp_path: Path, part: int) -> None:
     for n, (what, data) in enumerate(list(_metrics())[part::4]):

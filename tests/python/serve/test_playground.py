@@ -277,10 +277,23 @@ def test_a_conversation(page: Any) -> None:
     ]
     assert page.locator("#messages li").count() == 2
     page.locator(".token").first.hover()
-    assert page.locator("#alternatives p").text_content().startswith("Completions continue")
+    assert page.locator("#alternatives p").text_content().startswith("A completion can continue")
     page.reload()
     page.wait_for_selector("body[data-ready=yes]")
     assert page.input_value("#system") == "Be brief."
+
+
+@clients
+def test_a_message_without_an_answer_is_a_prompt_after_a_reload(page: Any) -> None:
+    page.route("**/v1/chat/completions", lambda route: None)  # which never answers
+    page.check("input[value=chat]")
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    page.wait_for_selector("#messages li")
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.input_value("#prompt") == "Hello"
+    assert page.locator("#messages li").count() == 0
 
 
 @clients

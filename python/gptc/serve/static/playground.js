@@ -68,6 +68,9 @@ function save() {
   const theme = document.documentElement.dataset.theme ?? "";
   const [prompt, system] = [byId("prompt").value, byId("system").value];
   const kept = { mode: mode(), prompt, system, options, messages, theme, chosen };
+  if (running && messages.at(-1)?.role === "user") { // not answered: it can be sent again
+    Object.assign(kept, { messages: messages.slice(0, -1), prompt: prompt || messages.at(-1).content });
+  }
   try {
     localStorage.setItem(STORE, JSON.stringify(kept));
   } catch { /* the browser keeps nothing */ }
@@ -283,7 +286,7 @@ function showAlternatives(sample, at, prompt, chat) {
     });
     panel.append(button);
   }
-  if (chat) panel.append(element("p", "Completions continue from one; conversations do not.", { class: "help" }));
+  if (chat) panel.append(element("p", "A completion can continue from an alternative; a conversation cannot.", { class: "help" }));
   panel.hidden = false;
 }
 
