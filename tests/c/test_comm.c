@@ -227,16 +227,27 @@ static void do_abort(job *j, gpt_comm *comm, int rank) {
         j->status[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
 }
 
+/* Rank 0 sends more than the connection holds, and expects nothing. */
+static void do_abort_while_sent_to(job *j, gpt_comm *comm, int rank) {
+    const int64_t offsets[] = {0, j->n * (int64_t)sizeof(float), j->n * (int64_t)sizeof(float)};
+    if (rank) {
+        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+        gpt_comm_abort(comm, 1);
+    } else
+        j->status[rank] = gpt_comm_gather(comm, j->x[rank], offsets, 1);
+}
+
 /* Ranks that are connected by sockets: one of them leaves, ends the job, or is at another call. */
 static void test_sockets(void) {
-    enum { LEAVES, ENDS, DIFFERS, N };
+    enum { LEAVES, ENDS, ENDS_LATER, DIFFERS, N };
     static const char *const want[N] = {"the connection to rank 1 has ended",
-                                        "rank 1 has ended the job",
+                                        "rank 1 has ended the job", "rank 1 has ended the job",
                                         "rank 1 is at another call: it has sent no 400 bytes"};
-    static job_function *const calls[N] = {do_all_reduce, do_abort, do_other_call};
+    static job_function *const calls[N] = {do_all_reduce, do_abort, do_abort_while_sent_to,
+                                           do_other_call};
     for (int i = 0; i < N; i++) {
         test_case("%s", want[i]);
-        job j = new_job(calls[i], 2, 100);
+        job j = new_job(calls[i], 2, i == ENDS_LATER ? 4000000 : 100);
         j.connected = true, j.missing = i == LEAVES ? 1 : -1;
         run_job(&j);
         EXPECT(j.status[0] == GPT_ERR_COMM && j.lost[0] == 2 && !strcmp(j.sentence[0], want[i]));
