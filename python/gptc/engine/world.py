@@ -10,6 +10,7 @@ import atexit
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from gptc.files.words import pip_install, plural
 TIMEOUT_S = 600.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _MEET_S = 10.0  # the same where ranks begin to wait at different times
-_SPOKEN = "has ended the job"  # of a rank that has printed why (csrc/comm/sockets.c)
+_SPOKEN = re.compile(r"rank (\d+) has ended the job")  # it printed why (csrc/comm/sockets.c)
 _GRACE_S = 2.0  # for the rank that prints, before another one ends the job
 
 _T = TypeVar("_T")
@@ -288,10 +289,16 @@ class World:
             raise
 
     def _let_one_speak(self, error: EngineError) -> None:
-        """Silences this error unless this is the first rank that is there, and none has spoken."""
-        lib = library.load().lib
-        there = (r for r in range(self.size) if not lib.gpt_comm_lost(self._comm, r))
-        error.silent = _SPOKEN in str(error) or next(there, self.rank) != self.rank
+        """Silences this error unless this is the first rank that is there.
+
+        If a rank has printed why it ended the job, the first ranks of other hosts name it.
+        """
+        lib, spoken = library.load().lib, _SPOKEN.search(str(error))
+        there = [r for r in range(self.size) if not lib.gpt_comm_lost(self._comm, r)]
+        if spoken:
+            there = [r for r in there if self.host(r) == self.host(self.rank)]
+        heard = spoken is not None and self.host(int(spoken[1])) == self.host(self.rank)
+        error.silent = heard or next(iter(there), self.rank) != self.rank
         if error.silent:
             time.sleep(_GRACE_S)
 

@@ -316,6 +316,18 @@ def test_the_error_of_a_connected_rank_is_the_only_one(
     assert not ours(others)
 
 
+def test_the_error_of_a_rank_of_another_host_has_a_line(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """A person may see the terminal of one host alone."""
+    options |= {"threads": 1, "device": "cpu", "save_every": 4}
+    codes, (others, errors) = connected_job(tmp_path, options, "fail apart")
+    assert codes == [1, 1]
+    assert len(ours(errors)) == 1
+    (line,) = ours(others)
+    assert "error: rank 1 has ended the job" in line
+
+
 @needs_mpi
 @pytest.mark.parametrize(
     ("what", "message"),
