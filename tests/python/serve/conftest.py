@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def server() -> Iterator[Any]:
 def own_server() -> Callable[..., Any]:
     """own_server(**options) is a context with a server of these options."""
     return running
+
+
+@pytest.fixture
+def attack_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a program of tools/attack, whose folder comes last: it hides no module of a test."""
+    folder = Path(__file__).resolve().parents[3] / "tools" / "attack"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ATTACKS = Path(__file__).resolve().parents[3] / "tools" / "attack"
-
 
 @pytest.fixture
-def clients(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ATTACKS)])
-    return importlib.import_module("clients")
+def clients(attack_module: Callable[[str], Any]) -> Any:
+    return attack_module("clients")
 
 
 def test_hostile_clients_change_and_stall_nothing(

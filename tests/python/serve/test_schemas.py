@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ATTACKS = Path(__file__).resolve().parents[3] / "tools" / "attack"
-
 
 @pytest.fixture
-def schemas(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ATTACKS)])
-    return importlib.import_module("schemas")
+def schemas(attack_module: Callable[[str], Any]) -> Any:
+    return attack_module("schemas")
 
 
 def test_schemas_with_every_keyword_are_answered_and_stall_nobody(
