@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def adapter_name(path: Path) -> str:
     A link is not followed, so that the name stays the same when its target is another one. The
     hub's cache names folders by a commit, below `models--OWNER--NAME/snapshots`.
     """
-    path = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    path = Path(os.path.normpath(path.absolute()))
     *_, cached, kept = ("", "", *path.parent.parts[-2:])
     if kept == "snapshots" and cached.startswith("models--"):
         return cached.split("--")[-1]
