@@ -104,8 +104,8 @@ def plan_command(
             check_sequences(setup.options, ranks)
         folder = Path(options.out or ROOT / default_name(setup.options))
         trainer = Trainer(setup, show, folder)
-        lines = list(header(setup, trainer.sample_bytes()))
         found = forecast(setup, trainer, folder, before_s)
+        lines = list(header(setup, trainer.sample_bytes()))  # with the steps that it has found
         latency = cluster.LATENCY_US if latency is None else latency
         several = cluster.predict(setup, found.costs, ranks, link, latency) if ranks else None
     if as_json:

@@ -190,6 +190,20 @@ def test_with_minutes_the_end_comes_after_the_time(
     assert 58 < found.seconds - found.start_s - after_s <= 60.75
 
 
+def test_with_minutes_all_lines_have_one_number_of_steps(
+    gptc: Gptc, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_measure", lambda setup, trainer, folder: COSTS)
+    first = arguments.index("--steps")
+    del arguments[first : first + 2]
+    given = [*arguments, "--minutes", "1", "--eval-every", "1000000", "--save-every", "1000000"]
+    shown = gptc("plan", *given).out
+    n_steps = json.loads(gptc("plan", *given, "--json").out)["steps"]
+    assert n_steps > 1
+    assert f"about {n_steps} of" in shown
+    assert f"{n_steps} steps of" in shown
+
+
 def test_preparation_is_not_in_the_time(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     real = setting_up.open_dataset
 
