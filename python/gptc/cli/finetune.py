@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.params import config_option
 from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
 from gptc.training.defaults import DPO_LR, FULL_DPO_LR, FULL_LR, defaults_for
@@ -48,12 +49,7 @@ class FinetuneCommand(SectionedCommand):
     help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
 @options_of(TrainOptions, without=_ABSENT, unset=True)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file of options; the command line overrides it.",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
 @click.pass_context
 def finetune_command(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.cli.params import COUNT
+from gptc.cli.params import COUNT, draft_option, model_option, quantize_option
 from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
@@ -71,13 +71,7 @@ class InferCommand(SectionedCommand):
 
 
 @click.command("infer", cls=InferCommand, epilog=_EPILOG)
-@click.option(
-    "-m",
-    "--model",
-    metavar="PATH",
-    type=click.Path(),
-    help="Model: a run, folder, file or hub name.  [the newest run]",
-)
+@model_option
 @click.option(
     "--adapter",
     "adapters",
@@ -107,17 +101,10 @@ class InferCommand(SectionedCommand):
 @options_of(TextOptions)
 @options_of(Sampling, defaults={"seed": None})
 @click.option("--beams", type=COUNT, metavar="N", help="Beam search with N beams.")
-@click.option(
-    "--draft",
-    metavar="PATH",
-    type=click.Path(),
-    help="Draft model for speculative decoding, or ngram.",
-)
+@draft_option
 @options_of(DeviceOptions, without=("pin",))
 @options_of(CacheOptions)
-@click.option(
-    "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
-)
+@quantize_option
 @click.option(
     "--batch-size",
     type=COUNT,

@@ -10,7 +10,7 @@ import click
 
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
-from gptc.cli.params import COUNT
+from gptc.cli.params import COUNT, model_option
 from gptc.convert.export_model import DTYPES, ExportReport, export_model
 from gptc.files.words import quoted
 from gptc.formats.registry import FORMATS
@@ -111,13 +111,7 @@ def import_command(
 
 
 @click.command("export", cls=Command, epilog=_EXPORT_EPILOG)
-@click.option(
-    "-m",
-    "--model",
-    metavar="PATH",
-    type=click.Path(),
-    help="Model: a run, folder, file or hub name.  [the newest run]",
-)
+@model_option
 @click.option(
     "--to", required=True, metavar="FORMAT", shell_complete=complete, help=f"Format: {_WRITTEN}."
 )

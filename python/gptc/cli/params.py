@@ -1,10 +1,11 @@
-"""Types of option values that several commands share."""
+"""Options, and types of their values, that several commands share."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,3 +80,27 @@ class TokenBias(_BiasParam):
         if not bias[1] < float("inf"):
             self.fail(f"{number} is not a finite number or -inf", param, ctx)
         return bias
+
+
+model_option = click.option(
+    "-m",
+    "--model",
+    metavar="PATH",
+    type=click.Path(),
+    help="Model: a run, folder, file or hub name.  [the newest run]",
+)
+draft_option = click.option(
+    "--draft",
+    metavar="MODEL",
+    type=click.Path(),
+    help="Draft model for speculative decoding, or ngram.",
+)
+quantize_option = click.option(
+    "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
+)
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file of options; the command line overrides it.",
+)

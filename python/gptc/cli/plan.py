@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.cli.params import COUNT
+from gptc.cli.params import COUNT, config_option
 from gptc.cli.train import given_options
 from gptc.training.options import TrainOptions
 
@@ -33,12 +33,7 @@ class PlanCommand(SectionedCommand):
 
 @click.command("plan", cls=PlanCommand, epilog=_EPILOG)
 @options_of(TrainOptions, unset=True)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file of options; the command line overrides it.",
-)
+@config_option
 @click.option("--ranks", type=COUNT, metavar="N", help="Number of ranks: the memory of each.  [1]")
 @click.option(
     "--link",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.params import draft_option, model_option, quantize_option
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError
 from gptc.files.words import amount, pip_install
@@ -44,22 +45,9 @@ class ServeCommand(SectionedCommand):
 
 
 @click.command("serve", cls=ServeCommand, epilog=_EPILOG)
-@click.option(
-    "-m",
-    "--model",
-    metavar="PATH",
-    type=click.Path(),
-    help="Model: a run, folder, file or hub name.  [the newest run]",
-)
-@click.option(
-    "--draft",
-    metavar="MODEL",
-    type=click.Path(),
-    help="Draft model for speculative decoding, or ngram.",
-)
-@click.option(
-    "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
-)
+@model_option
+@draft_option
+@quantize_option
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.params import config_option
 from gptc.errors import UsageError
 from gptc.files.words import quoted
 from gptc.settings import read_toml
@@ -47,12 +48,7 @@ class TrainCommand(SectionedCommand):
     type=click.Path(),
     help="Run to continue, bit for bit.  [the run in --out, else the newest under runs/]",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file of options; the command line overrides it.",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
 @click.pass_context
 def train_command(
