@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from gptc.engine.world import World
 from gptc.training.cluster import (
+    BUCKET,
+    FEW_SUMS,
+    LEAST_SUM,
     LINKS,
     Cluster,
     Gradients,
@@ -173,3 +177,11 @@ def test_plans_of_ranks_that_are_refused(
     ran = gptc("plan", *arguments, "--device", "cpu", *extra)
     assert (ran.code, len(ran.err.splitlines())) == (code, 1)
     assert message in ran.err
+
+
+def test_the_sizes_of_sums_are_those_of_the_engine() -> None:
+    csrc = Path(__file__).resolve().parents[3] / "csrc"
+    assert f"COMM_BUCKET = 1 << {BUCKET.bit_length() - 1} " in (csrc / "comm/comm.h").read_text()
+    found = re.search(r"parts = (\d+), least = 1 << (\d+),", (csrc / "api/reduce.c").read_text())
+    assert found is not None
+    assert (int(found[1]), 1 << int(found[2])) == (FEW_SUMS, LEAST_SUM)
