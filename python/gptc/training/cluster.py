@@ -1,12 +1,12 @@
 """Predicted steps of several ranks: compute as measured here, messages by a formula.
 
 A rank computes 1/N of a step's passes, as fast as this process. Sums of n bytes take (N - 1)/N n /
-link for a rank's part, as much for the copies of all parts, and two latencies for each `BUCKET`
-of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency, and frames of Ethernet
-have headers. Gradients of products are added while the last backward pass of a rank computes, which
-is two thirds of the pass: those of some layers at a time, one sum after the other. Those of a tied
-embedding, norms and biases begin when it has ended. With a sharded state, that is half of the sums,
-and then parameters come back. A step also adds the loss, and tells the news, such as signals.
+link for a rank's part, as much for the copies of all parts, and two latencies (csrc/comm/). At most
+`WINDOW` bytes are under way in a latency, and frames of Ethernet have headers. Gradients of
+products are added while the last backward pass of a rank computes, which is two thirds of the pass:
+those of some layers at a time, one sum after the other. Those of a tied embedding, norms and biases
+begin when it has ended. With a sharded state, that is half of the sums, and then parameters come
+back. A step also adds the loss, and tells the news, such as signals.
 """
 
 from __future__ import annotations
@@ -92,15 +92,20 @@ def _largest_part(config: GPTConfig, options: Options, n_ranks: int) -> Plan:
 
 
 def exchange_s(
-    n_numbers: int, n_ranks: int, bytes_per_s: float, latency_s: float, number_bytes: float = 4
+    n_numbers: int,
+    n_ranks: int,
+    bytes_per_s: float,
+    latency_s: float,
+    number_bytes: float = 4,
+    n_calls: int = 1,
 ) -> float:
-    """Seconds of a sum on all ranks: its parts, then their copies."""
+    """Seconds of a sum on all ranks: its parts, then their copies, in one call or several."""
     if n_ranks == 1:
         return 0.0
     moved = 2 * (n_ranks - 1) / n_ranks * number_bytes * n_numbers
     if latency_s:
         bytes_per_s = min(bytes_per_s, WINDOW / latency_s)
-    return moved / bytes_per_s + 2 * math.ceil(n_numbers / BUCKET) * latency_s
+    return moved / bytes_per_s + 2 * n_calls * latency_s
 
 
 def least_sum(n_numbers: int) -> int:
@@ -172,10 +177,11 @@ def _methods(
         def sum_s(numbers: int) -> float:
             return exchange_s(numbers, n, *link_s, number_bytes)
 
-        if name == "ZeRO-1":  # parameters come back as fp32
+        if name == "ZeRO-1":  # parameters come back as fp32, in the ranges of the sums
+            back_s = exchange_s(n_numbers, n, *link_s, n_calls=max(1, n_numbers // BUCKET)) / 2
             hides_s = backward_s if options.optimizer == "adamw" else 0
             waits_s = exposed_s(gradients, BUCKET, hides_s, lambda numbers: sum_s(numbers) / 2)
-            return passes_s / n + update_s / n + waits_s + whole_s / 2 + wait_s + said_s
+            return passes_s / n + update_s / n + waits_s + back_s + wait_s + said_s
         waits_s = exposed_s(gradients, least_sum(n_numbers), backward_s, sum_s)
         return passes_s / n + update_s + waits_s + said_s
 
