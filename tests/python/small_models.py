@@ -88,7 +88,7 @@ def make_adapter(folder: Path, base: Path, targets: str, rank: int, **changes: A
     rng = np.random.default_rng(rank)
     with Model.load(base, lora=lora, threads=1) as model:
         for name, shape, _ in model.trained:
-            model.set(name, rng.normal(0, 0.4 / np.sqrt(shape[1]), shape).astype(np.float32))
+            model.set(name, rng.normal(0, 0.4 / np.sqrt(shape[-1]), shape).astype(np.float32))
         model.save_adapter(folder, base)
     return folder
 

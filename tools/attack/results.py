@@ -121,8 +121,25 @@ def record_campaign(path: Path) -> None:
     COUNTS.write_text(json.dumps(by_seed | {seed: kept}, indent=1) + "\n")
     sums = read_counts()
     n_inputs = sum(one["inputs"] for one in sums.values())
-    n_failures = sum(map(failures, sums.values()))
-    record("campaign", f"{n_inputs:,} inputs, {len(sums)} formats", f"{n_failures} failures")
+    record("campaign", f"{n_inputs:,} inputs, {len(sums)} formats", campaign_result())
+
+
+def campaign_result() -> str:
+    """The failures of all campaigns, and those after the last one that failed in these formats.
+
+    Campaigns are in the order in which they were recorded.
+    """
+    campaigns = list(json.loads(COUNTS.read_text()).values())
+    last = {name: i for i, one in enumerate(campaigns) for name in one if failures(one[name])}
+    n_failures = sum(failures(one) for counts in campaigns for one in counts.values())
+    if not n_failures:
+        return "0 failures"
+    later = [counts[name]["inputs"] for name, at in last.items() for counts in campaigns[at + 1 :]
+             if name in counts]  # fmt: skip
+    found = (
+        f"{n_failures} failure{'s' * (n_failures > 1)} in {len(last)} format{'s' * (len(last) > 1)}"
+    )
+    return f"{found}; since then {sum(later):,} inputs of these without one"
 
 
 def read_counts() -> dict[str, dict[str, int]]:

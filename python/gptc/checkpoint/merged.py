@@ -14,6 +14,7 @@ from gptc.checkpoint.adapter import AdapterCheckpoint
 from gptc.checkpoint.find import find_checkpoint, open_folder
 from gptc.checkpoint.names import adapter_name
 from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, adapters_of
 from gptc.engine.model import Model
 from gptc.errors import UsageError
@@ -85,25 +86,34 @@ class AdapterSet:
         """
         if name is not None and name not in self._files:
             raise UsageError(f"adapter is {name!r}; it must be one of {', '.join(self.names)}")
+        file = None if name is None else self._files[name]
+        given = {} if file is None else _numbers(file, self._config)  # before anything is changed
         values = {p.name: np.zeros(p.shape, np.float32) for p in model.trained}
         if self.lora.dora:
             model.init_adapters(0)
             values |= {ours: model.get(ours) for ours in values if ours.endswith(".lora_m")}
-        if name is not None:
-            self._fill(values, self._files[name])
+        if file is not None:
+            self._fill(values, file.lora, given)
         for ours, array in values.items():
             model.set(ours, array)
 
-    def _fill(self, values: dict[str, FloatArray], file: Adapters) -> None:
+    def _fill(
+        self, values: dict[str, FloatArray], lora: Lora, given: dict[str, FloatArray]
+    ) -> None:
         room = {(p.ours, p.target): p for p in peft.places(self._config, self.lora)}
-        scale, rank = np.float32(file.lora.scale), file.lora.rank
-        for place in peft.places(self._config, file.lora):
+        scale, rank = np.float32(lora.scale), lora.rank
+        for place in peft.places(self._config, lora):
             to = room[place.ours, place.target]
-            a, b = (file.read(f"{place.ours}.lora_{kind}") for kind in "ab")
+            a, b = (given[f"{place.ours}.lora_{kind}"] for kind in "ab")
             values[f"{place.ours}.lora_a"][to.a][:rank] = a[place.a]
             values[f"{place.ours}.lora_b"][to.b, :rank] = scale * b[place.b]
-            if file.lora.dora:
-                values[f"{place.ours}.lora_m"][to.b] = file.read(f"{place.ours}.lora_m")[place.b]
+            if lora.dora:
+                values[f"{place.ours}.lora_m"][to.b] = given[f"{place.ours}.lora_m"][place.b]
+
+
+def _numbers(file: Adapters, config: GPTConfig) -> dict[str, FloatArray]:
+    """All numbers of adapters by name."""
+    return {p.name: file.read(p.name) for p in file.lora.parameters(config)}
 
 
 class MergedModel(ModelFile):

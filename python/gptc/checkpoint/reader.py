@@ -182,9 +182,9 @@ class Checkpoint(ModelFile):
     def restore_own(self, model: Model) -> None:
         """Gives `model` the weights that training continues with, if the folder has an average."""
         for name, shape, _ in self.trained() if (self.path / OPTIMIZER).is_file() else ():
-            stored = f"{OWN}.{name}"
-            if self._moments.shapes.get(stored) == shape:
-                model.set(name, self._moments.read(stored))
+            own = self.state(f"{OWN}.{name}", shape)
+            if own is not None:
+                model.set(name, own)
 
     def restore_optimizer(self, model: Model) -> None:
         """Gives `model` the moments and the step count that were saved with it."""
@@ -206,9 +206,26 @@ class Checkpoint(ModelFile):
                 model.write(name, state, tensors.read(stored))
         model.step = trainer["step"]
 
-    def state(self, stored: str) -> FloatArray | None:
+    def state(self, stored: str, shape: tuple[int, ...]) -> FloatArray | None:
         """A tensor of the file of the optimizer's state; None if it is not there."""
-        return self._moments.read(stored) if stored in self._moments.shapes else None
+        found = self._moments.shapes.get(stored)
+        if found is None:
+            return None
+        self._check_shape(stored, shape)
+        return self._moments.read(stored)
+
+    @property
+    def n_states(self) -> int:
+        """The number of tensors of the optimizer's state, those of all ranks together."""
+        return len(self._moments.shapes)
+
+    def _check_shape(self, stored: str, shape: tuple[int, ...]) -> None:
+        found = self._moments.shapes[stored]
+        if found != shape:
+            raise GptcError(
+                f"{self._moments.path} has {stored} with the shape {found}, not {shape}"
+                + _way_out(self.path)
+            )
 
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that have moments."""
@@ -222,10 +239,28 @@ class Checkpoint(ModelFile):
     def _check_moments(self) -> list[str]:
         if not (self.path / OPTIMIZER).is_file():
             return []
+        self._check_states()
         for name in self._moments.shapes:
             check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
         n_moments = sum(not name.startswith(f"{OWN}.") for name in self._moments.shapes)
         return [f"{n_moments} moments, every number finite"]
+
+    def _check_states(self) -> None:
+        """GptcError for a state that a resumed run would refuse."""
+        states: dict[str, set[str]] = {}
+        shapes = {name: shape for name, shape, _ in self.trained()}
+        for stored in self._moments.shapes:
+            kind, name = _of_rank(stored)
+            if name in shapes and kind in _KINDS:
+                n_dim = 1 if kind == MOMENTS["row_moment"] else None
+                self._check_shape(stored, shapes[name][:n_dim])
+            states.setdefault(name, set()).add(kind if stored == f"{kind}.{name}" else "")
+        for name in shapes:
+            if not any(kinds <= states.get(name, set()) for kinds in _WHOLE):
+                raise GptcError(
+                    f"{self._moments.path} lacks the optimizer's state of {name}"
+                    + _way_out(self.path)
+                )
 
     def verify(self) -> list[str]:
         """Checks the checksum of every file; returns their names."""
@@ -246,6 +281,18 @@ class Checkpoint(ModelFile):
             raise GptcError(
                 f"{path} was altered or damaged: its checksum is wrong" + _way_out(self.path)
             )
+
+
+# ---- the optimizer's state ----
+
+_KINDS = (*MOMENTS.values(), OWN, "outer", "residual")  # before the name of a parameter
+_WHOLE = ({MOMENTS["moment1"], MOMENTS["moment2"]}, {MOMENTS["momentum"]})  # of a parameter
+
+
+def _of_rank(stored: str) -> tuple[str, str]:
+    """The kind of a tensor of some rank's state, and its parameter."""
+    kind, _, name = re.sub(r"^rank\d+\.", "", stored).partition(".")
+    return kind, name
 
 
 # ---- its files ----

@@ -8,11 +8,15 @@
 One thread, the engine's, uses the model. In each step it decodes all running samples and reads a
 bounded part of the prompts that have joined (generation/batch.py), so a long prompt delays the
 others by one block at a time. Requests wait in turn by key (queue.py) until a sequence is free.
+
+A forked child has no such thread, and may have a lock that nobody will release: it makes another
+scheduler.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gptc.errors import GptcError, PromptTooLong
+from gptc.errors import GptcError, PromptTooLong, Uncopied
 from gptc.generation.batch import Batch
 from gptc.generation.drafts import Draft
 from gptc.serve.jobs import Event, Job
@@ -61,7 +65,7 @@ class Counts:
     failed: int = 0
 
 
-class Scheduler:
+class Scheduler(Uncopied):
     """A session of n_seq sequences of n_ctx tokens, shared by all requests.
 
     At most `most_waiting` requests wait. `on_step` is told the seconds
@@ -98,6 +102,7 @@ class Scheduler:
         self._cancelled: set[Job] = set()
         self._calls: list[tuple[Future[None], Callable[[], None]]] = []
         self._closing = self._stopping = self._hurried = False
+        self._process = os.getpid()
         self.counts = Counts()
         self._thread = threading.Thread(target=self._run, name="gptc-engine", daemon=True)
         self._thread.start()
@@ -120,6 +125,7 @@ class Scheduler:
                 len(request.prompt),
             )
         job = Job(request, list(request.samples(self.tokenizer)), listener, key, priority)
+        self._check_process()
         with self._changed:
             if self._closing:
                 raise Closed("this server is shutting down: try another one")
@@ -131,6 +137,7 @@ class Scheduler:
 
     def cancel(self, job: Job) -> None:
         """Ends a job before the next step; harmless for one that has ended."""
+        self._check_process()
         with self._changed:
             self._cancelled.add(job)
             self._changed.notify()
@@ -138,6 +145,7 @@ class Scheduler:
     def between_steps(self, function: Callable[[], None]) -> None:
         """Calls a function in the engine's thread between steps. Raises its error, or Closed."""
         done: Future[None] = Future()
+        self._check_process()
         with self._changed:
             if self._stopping:
                 raise Closed("this server is shutting down")
@@ -157,6 +165,7 @@ class Scheduler:
         """
         with suppress(GptcError):  # one of the engine will meet the first request too
             for seq in range(self.n_seq):
+                self._check_process()
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping or self._is_idle())
                 self.between_steps(partial(self._batch.touch, seq))
@@ -164,7 +173,7 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return not self._closing
+        return not self._closing and not self._is_forked
 
     @property
     def n_waiting(self) -> int:
@@ -179,8 +188,11 @@ class Scheduler:
     def close(self, drain_s: float = 0.0) -> bool:
         """Takes no more requests, waits so long for those it has, and frees the session.
 
-        False if some had to be ended.
+        False if some had to be ended, or in a forked child, which has none.
         """
+        if self._is_forked:
+            self._session.close()
+            return False
         end = time.monotonic() + drain_s
         with self._changed:
             self._closing = True
@@ -198,9 +210,22 @@ class Scheduler:
 
     def hurry(self) -> None:
         """Lets `close` wait no longer, now or later."""
+        if self._is_forked:
+            return
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        if self._is_forked:
+            raise GptcError(
+                "this process was forked from the one that decodes: load the model and make "
+                "another scheduler in the child"
+            )
 
     # ---- in the engine's thread ----
 

@@ -88,14 +88,15 @@ class Diloco:
 
         A rank beyond those begins with the optimizer's state of another.
         """
-        for name in self._weights:
-            found = base.state(f"{_OUTER}.{name}")
+        for name, weights in self._weights.items():
+            found = base.state(f"{_OUTER}.{name}", weights.shape)
             if found is not None:  # else the run had no outer step until now
                 self._momentum[name] = found.copy()
         rank = self._world.rank % n_ranks
         for name in self._weights if rank else ():
             for state in self._model.states(name):
-                found = base.state(_stored(rank, name, state))
+                shape = self._model.state_shape(name, state)
+                found = base.state(_stored(rank, name, state), shape)
                 if found is not None:
                     self._model.write(name, state, found)
 

@@ -39,11 +39,12 @@ class Residuals:
         """
         trainer = base.trainer()
         assert trainer is not None
-        n_ranks = trainer.get("ranks", 1)  # that made it
+        # That made it; each of them left tensors.
+        n_ranks = min(trainer.get("ranks", 1), base.n_states)
         for parameter in self._model.trained:
             total = np.zeros(parameter.shape, np.float32)
             for rank in range(self._world.rank, n_ranks, self._world.size):
-                found = base.state(_stored(rank, parameter.name))
+                found = base.state(_stored(rank, parameter.name), parameter.shape)
                 if found is not None:
                     total += found
             self._model.write(parameter.name, "residual", total)

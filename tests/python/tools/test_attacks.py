@@ -70,7 +70,23 @@ def test_a_campaign_is_recorded_by_format(recorded: ModuleType, tmp_path: Path) 
     text = recorded.PAGE.read_text()
     page = recorded.page(text, recorded.read(), recorded.read_counts())
     assert "| a | 9 | 3 | 5 | 1 |\n| x | 9 | 3 | 5 | 1 |\n" in page
-    assert "| 18 inputs, 2 formats | 2 failures |" in page
+    assert "| 18 inputs, 2 formats | 2 failures in 2 formats; since then 0 inputs" in page
+
+
+def test_failures_stay_in_the_table_with_what_was_read_since(
+    recorded: ModuleType, tmp_path: Path
+) -> None:
+    recorded.record_campaign(_campaign(tmp_path, 2, x=9, a=9))
+    whole = {"read": 5, "refused": 2}
+    (tmp_path / "counts.json").write_text(
+        json.dumps({name: {"seed": 1, "inputs": 7, **whole} for name in ("x", "b")})
+    )
+    recorded.record_campaign(tmp_path / "counts.json")
+    want = "2 failures in 2 formats; since then 7 inputs of these without one"
+    assert recorded.read()["campaign"]["result"] == want
+    recorded.record_campaign(_campaign(tmp_path, 3, a=9))
+    want = "3 failures in 2 formats; since then 7 inputs of these without one"
+    assert recorded.read()["campaign"]["result"] == want
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,26 @@ class Fixed:
     def trainer(self) -> dict[str, int]:
         return {"ranks": self.ranks}
 
-    def state(self, stored: str) -> np.ndarray | None:
+    @property
+    def n_states(self) -> int:
+        return 5 * len(make_config().parameters())
+
+    def state(self, stored: str, shape: tuple[int, ...]) -> np.ndarray | None:
         rank = int(stored[4]) if stored.startswith("rank") else 0
-        return np.float32(10**rank)
+        return np.full(shape, 10**rank, np.float32)
+
+
+class Few(Fixed):
+    """A checkpoint without residuals, which claims to be of many ranks."""
+
+    def state(self, stored: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        return None
+
+
+def test_a_number_of_ranks_without_residuals_ends() -> None:
+    found: dict[str, np.ndarray] = {}
+    Residuals(Writes(found), world_of(2)).restore(Few(2**61))  # type: ignore[arg-type]
+    assert not any(map(np.any, found.values()))
 
 
 @pytest.mark.parametrize(
