@@ -1,58 +1,59 @@
-"""The cost of checkpoints: runs of `tiny` with and without --save-every 100, in turn.
+"""The cost of checkpoints in a run of `tiny`: its steps after a save, and the others.
 
-    python tools/measure/saving.py --out /tmp/saving --pairs 5
+    python tools/measure/saving.py --out /tmp/saving --steps 3000
 
-Prints the tokens per second of each pair and the median of their ratios. The CPU seconds of the
-process hold on a machine that does other work too; the rates do not.
+The weights are copied between two steps and written while the next ones compute. So a checkpoint
+costs what the `AFTER` steps that follow it take more than as many of those before the next one.
+Both are of the same seconds, which two runs are not. Prints the median share of time over
+checkpoints, and its quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+EVERY, AFTER = 100, 20
 
-def run(out: Path, steps: int, save_every: int) -> tuple[float, float]:
-    """Tokens per second of the steps with their saves, and CPU seconds of the process."""
+
+def run(out: Path, steps: int) -> list[float]:
+    """The seconds of the run at the end of each step."""
     shutil.rmtree(out, ignore_errors=True)
-    sizes = ["--steps", str(steps), "--eval-every", str(steps), "--save-every", str(save_every)]
-    command = [sys.executable, "-m", "gptc", "train", "--data", "stories", *sizes, "--json"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ran = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = json.loads(ran.stdout)
-    # Without the last evaluation and checkpoint, which both runs have.
-    elapsed_s = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["elapsed_s"]
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return found["tokens"] / elapsed_s, cpu_s
+    sizes = ["--steps", str(steps), "--eval-every", str(steps), "--save-every", str(EVERY)]
+    command = [sys.executable, "-m", "gptc", "train", "--data", "stories", *sizes]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    found = {record["step"]: record["elapsed_s"] for record in records if "train_loss" in record}
+    return [found[step] for step in range(1, steps + 1)]
+
+
+def shares(ends: Sequence[float]) -> list[float]:
+    """Of each checkpoint that steps follow: its seconds, as a share of those up to the next one."""
+    found = []
+    for first in range(EVERY - 1, len(ends) - EVERY, EVERY):
+        after = ends[first + AFTER] - ends[first]
+        rest = ends[first + EVERY] - ends[first + AFTER]
+        found.append((after - rest * AFTER / (EVERY - AFTER)) / (after + rest))
+    return found
 
 
 def main() -> None:
-    """Prints a line a pair, then the medians."""
+    """Prints one line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs, emptied")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run, emptied")
+    parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
-    rates, times = [], []
-    for _ in range(options.pairs):
-        saving, saving_s = run(options.out, options.steps, 100)
-        without, without_s = run(options.out, options.steps, options.steps)
-        rates.append(saving / without)
-        times.append(saving_s / without_s)
-        print(
-            f"{saving:,.0f} and {without:,.0f} tokens/s ({rates[-1] - 1:+.1%}), "
-            f"{saving_s:.1f} and {without_s:.1f} CPU s ({times[-1] - 1:+.1%})",
-            flush=True,
-        )
+    found = shares(run(options.out, options.steps))
+    low, middle, high = statistics.quantiles(found, n=4)
     print(
-        f"median: rate {statistics.median(rates) - 1:+.1%}, CPU {statistics.median(times) - 1:+.1%}"
+        f"{len(found)} checkpoints: {middle:.1%} of the time of {EVERY} steps, in the median "
+        f"({low:.1%} to {high:.1%})"
     )
 
 
