@@ -118,6 +118,7 @@ def record_campaign(path: Path) -> None:
     for name, one in by_seed.get(seed, {}).items():
         if kept.get(name, {"inputs": 0})["inputs"] < one["inputs"]:
             sys.exit(f"{path} has fewer inputs of {name} than are recorded for seed {seed}")
+    by_seed.pop(seed, None)  # its inputs may have failed since the others were recorded
     COUNTS.write_text(json.dumps(by_seed | {seed: kept}, indent=1) + "\n")
     sums = read_counts()
     n_inputs = sum(one["inputs"] for one in sums.values())

@@ -2,9 +2,9 @@
 
     python tools/measure/saving.py --out /tmp/saving --steps 3000
 
-The weights are copied between two steps and written while the next ones compute. So a checkpoint
-costs what the `AFTER` steps that follow it take more than as many of those before the next one.
-Both are of the same seconds, which two runs are not. Prints the median share of time over
+The weights are copied between two steps and written while the next ones compute. So the cost of a
+checkpoint is the time of the `AFTER` steps after it, minus that of as many later ones. Both are of
+the same seconds, which two runs are not. Prints the median share of time over
 checkpoints, and its quartiles.
 """
 
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the run, emptied")
     parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
+    if options.steps < 3 * EVERY:
+        parser.error(f"--steps is {options.steps}; it must be at least {3 * EVERY}")
     found = shares(run(options.out, options.steps))
     low, middle, high = statistics.quantiles(found, n=4)
     print(

@@ -66,5 +66,7 @@ TRAINER_VERSION = 1  # of trainer.json
 CHECKSUMS_VERSION = 2  # 1 recorded a SHA-256
 # Prefixes in OPTIMIZER of the state of AdamW and of Muon, by their names in a model.
 MOMENTS = {"moment1": "m", "moment2": "v", "momentum": "momentum", "row_moment": "rows"}
+OUTER = "outer"  # prefix in OPTIMIZER of the momentum of DiLoCo's outer steps
+RESIDUAL = "residual"  # the same of what --wire rounds off, behind the prefix of a rank above 0
 OWN = "own"  # prefix in OPTIMIZER of the weights whose average a checkpoint has
 logger = logging.getLogger("gptc")

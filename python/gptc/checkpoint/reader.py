@@ -30,7 +30,9 @@ from gptc.checkpoint.names import (
     CONFIG,
     MOMENTS,
     OPTIMIZER,
+    OUTER,
     OWN,
+    RESIDUAL,
     TRAINER,
     TRAINER_VERSION,
     WEIGHTS,
@@ -254,9 +256,13 @@ class Checkpoint(ModelFile):
             if name in shapes and kind in _KINDS:
                 n_dim = 1 if kind == MOMENTS["row_moment"] else None
                 self._check_shape(stored, shapes[name][:n_dim])
-            states.setdefault(name, set()).add(kind if stored == f"{kind}.{name}" else "")
+            if stored == f"{kind}.{name}":
+                states.setdefault(name, set()).add(kind)
+        rows, muon = MOMENTS["row_moment"], {MOMENTS["momentum"]}
+        if any(rows in kinds for kinds in states.values()):
+            muon.add(rows)  # NorMuon has it for each matrix
         for name in shapes:
-            if not any(kinds <= states.get(name, set()) for kinds in _WHOLE):
+            if not any(kinds <= states.get(name, set()) for kinds in (_ADAMW, muon)):
                 raise GptcError(
                     f"{self._moments.path} lacks the optimizer's state of {name}"
                     + _way_out(self.path)
@@ -285,8 +291,8 @@ class Checkpoint(ModelFile):
 
 # ---- the optimizer's state ----
 
-_KINDS = (*MOMENTS.values(), OWN, "outer", "residual")  # before the name of a parameter
-_WHOLE = ({MOMENTS["moment1"], MOMENTS["moment2"]}, {MOMENTS["momentum"]})  # of a parameter
+_KINDS = (*MOMENTS.values(), OWN, OUTER, RESIDUAL)  # prefixes of a parameter's name
+_ADAMW = {MOMENTS["moment1"], MOMENTS["moment2"]}
 
 
 def _of_rank(stored: str) -> tuple[str, str]:

@@ -124,8 +124,8 @@ class Scheduler(Uncopied):
                 "shorten it",
                 len(request.prompt),
             )
-        job = Job(request, list(request.samples(self.tokenizer)), listener, key, priority)
         self._check_process()
+        job = Job(request, list(request.samples(self.tokenizer)), listener, key, priority)
         with self._changed:
             if self._closing:
                 raise Closed("this server is shutting down: try another one")
@@ -136,8 +136,9 @@ class Scheduler(Uncopied):
         return job
 
     def cancel(self, job: Job) -> None:
-        """Ends a job before the next step; harmless for one that has ended."""
-        self._check_process()
+        """Ends a job before the next step; harmless for an ended one, and in a forked child."""
+        if self._is_forked:
+            return
         with self._changed:
             self._cancelled.add(job)
             self._changed.notify()
@@ -164,8 +165,8 @@ class Scheduler(Uncopied):
         milliseconds whenever a sequence has its first one.
         """
         with suppress(GptcError):  # one of the engine will meet the first request too
+            self._check_process()
             for seq in range(self.n_seq):
-                self._check_process()
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping or self._is_idle())
                 self.between_steps(partial(self._batch.touch, seq))
@@ -188,7 +189,7 @@ class Scheduler(Uncopied):
     def close(self, drain_s: float = 0.0) -> bool:
         """Takes no more requests, waits so long for those it has, and frees the session.
 
-        False if some had to be ended, or in a forked child, which has none.
+        False if some had to be ended. Always False in a forked child.
         """
         if self._is_forked:
             self._session.close()

@@ -20,7 +20,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options, Plan, plan_for
 from gptc.errors import UsageError
 from gptc.files.words import amount, few, plural
-from gptc.training.diloco import outer_bytes
+from gptc.training.diloco import MOST_NUMBERS, outer_bytes
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
@@ -168,8 +168,9 @@ def _methods(
     def step_s(name: str, n: int) -> float:
         link_s = speed, latency_s
         wait_s = latency_s if n > 1 else 0.0
-        whole_s = exchange_s(n_numbers, n, *link_s)
-        if name == "DiLoCo":
+        if name == "DiLoCo":  # in groups of parameters
+            n_calls = math.ceil(n_numbers / MOST_NUMBERS)
+            whole_s = exchange_s(n_numbers, n, *link_s, n_calls=n_calls)
             return passes_s / n + update_s + (whole_s + NEWS * wait_s) / every
         said_s = (LOSS + NEWS) * wait_s
         backward_s = 2 / 3 * min(costs.pass_s, passes_s / n)
@@ -178,9 +179,12 @@ def _methods(
             return exchange_s(numbers, n, *link_s, number_bytes)
 
         if name == "ZeRO-1":  # parameters come back as fp32, in the ranges of the sums
-            back_s = exchange_s(n_numbers, n, *link_s, n_calls=max(1, n_numbers // BUCKET)) / 2
-            hides_s = backward_s if options.optimizer == "adamw" else 0
-            waits_s = exposed_s(gradients, BUCKET, hides_s, lambda numbers: sum_s(numbers) / 2)
+            if options.optimizer == "adamw":
+                waits_s = exposed_s(gradients, BUCKET, backward_s, lambda n: sum_s(n) / 2)
+                n_calls = max(1, n_numbers // BUCKET)
+            else:  # one range of whole matrices
+                waits_s, n_calls = sum_s(n_numbers) / 2, 1
+            back_s = exchange_s(n_numbers, n, *link_s, n_calls=n_calls) / 2
             return passes_s / n + update_s / n + waits_s + back_s + wait_s + said_s
         waits_s = exposed_s(gradients, least_sum(n_numbers), backward_s, sum_s)
         return passes_s / n + update_s + waits_s + said_s

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gptc.checkpoint.names import MOMENTS
+from gptc.checkpoint.names import MOMENTS, OUTER
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.engine.world import World
 
 MOST_NUMBERS = 1 << 21  # of tensors whose changes are added together, unless it is one tensor
-_OUTER = "outer"  # prefix of the outer momentum in a checkpoint
 
 
 def outer_bytes(n_trained: int) -> int:
@@ -42,7 +41,7 @@ class Diloco:
         self._momentum = {name: np.zeros_like(w) for name, w in self._weights.items()}
         self._groups = list(_groups({name: w.size for name, w in self._weights.items()}))
         shapes = {name: w.shape for name, w in self._weights.items()}
-        self.shapes: dict[str, tuple[int, ...]] = {f"{_OUTER}.{n}": s for n, s in shapes.items()}
+        self.shapes: dict[str, tuple[int, ...]] = {f"{OUTER}.{n}": s for n, s in shapes.items()}
         self._places: dict[str, tuple[int, str, str]] = {}  # rank, parameter and state
         for rank in range(1, world.size):
             for name in shapes:
@@ -89,7 +88,7 @@ class Diloco:
         A rank beyond those begins with the optimizer's state of another.
         """
         for name, weights in self._weights.items():
-            found = base.state(f"{_OUTER}.{name}", weights.shape)
+            found = base.state(f"{OUTER}.{name}", weights.shape)
             if found is not None:  # else the run had no outer step until now
                 self._momentum[name] = found.copy()
         rank = self._world.rank % n_ranks

@@ -141,7 +141,7 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path, before_s: float = 0.0
         mfu=trainer.mfu(positions / step_s),
         largest_batch=largest_batch(setup),
         calibration_s=time.perf_counter() - begin,
-        options=asdict(options),
+        options=asdict(replace(options, steps=setup.horizon.steps)),
     )
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gptc.checkpoint.names import RESIDUAL
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.engine.world import World
-
-_RESIDUAL = "residual"  # prefix in a checkpoint, behind that of a rank above 0
 
 
 class Residuals:
@@ -39,7 +38,7 @@ class Residuals:
         """
         trainer = base.trainer()
         assert trainer is not None
-        # That made it; each of them left tensors.
+        # The ranks that made the checkpoint; each left tensors.
         n_ranks = min(trainer.get("ranks", 1), base.n_states)
         for parameter in self._model.trained:
             total = np.zeros(parameter.shape, np.float32)
@@ -51,4 +50,4 @@ class Residuals:
 
 
 def _stored(rank: int, name: str) -> str:
-    return f"rank{rank}.{_RESIDUAL}.{name}" if rank else f"{_RESIDUAL}.{name}"
+    return f"rank{rank}.{RESIDUAL}.{name}" if rank else f"{RESIDUAL}.{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_copies_of_adapters(tmp_path: Path) -> None:
         before = model.logits(TOKENS)
         child = os.fork()
         if not child:
+            signal.alarm(60)
             code = 1
             try:
                 files.use(model, "one")

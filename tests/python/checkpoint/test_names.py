@@ -41,6 +41,8 @@ def test_a_link_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "runs" / "poems" / "ckpt-000010").mkdir(parents=True)
     (tmp_path / "current").symlink_to("runs/poems/ckpt-000010")
     assert model_name(tmp_path / "current") == "current"
+    (tmp_path / "latest").symlink_to("runs/poems")
+    assert model_name(tmp_path / "latest" / "ckpt-000010") == "latest"
 
 
 def test_a_path_upwards_and_a_folder_of_snapshots(

@@ -87,6 +87,9 @@ def test_failures_stay_in_the_table_with_what_was_read_since(
     recorded.record_campaign(_campaign(tmp_path, 3, a=9))
     want = "3 failures in 2 formats; since then 7 inputs of these without one"
     assert recorded.read()["campaign"]["result"] == want
+    recorded.record_campaign(_campaign(tmp_path, 2, x=10, a=9))  # goes behind the other seeds
+    want = "3 failures in 2 formats; since then 0 inputs of these without one"
+    assert recorded.read()["campaign"]["result"] == want
 
 
 @pytest.mark.parametrize(

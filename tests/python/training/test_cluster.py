@@ -28,7 +28,7 @@ from gptc.training.cluster import (
     exposed_s,
     least_sum,
 )
-from gptc.training.diloco import Diloco
+from gptc.training.diloco import MOST_NUMBERS, Diloco
 from gptc.training.progress import SilentProgress
 from gptc.training.report import planned_bytes
 from gptc.training.resolve import new_options
@@ -77,26 +77,38 @@ def test_gradients_are_told_apart_by_when_they_are_complete() -> None:
         assert _gradients(SimpleNamespace(model=model)) == want  # type: ignore[arg-type]
 
 
-def test_a_step_waits_for_latencies() -> None:
-    """Of a small model: for its gradients, for the loss and for signals."""
+def _steps(n_numbers: int, optimizer: str, latency_s: float) -> dict[str, float]:
+    """Seconds of a step of two ranks by method."""
     options = SimpleNamespace(
-        grad_accum=1, batch_size=4, sync_every=0, wire="fp32", optimizer="adamw"
+        grad_accum=1, batch_size=4, sync_every=0, wire="fp32", optimizer=optimizer
     )
     model = SimpleNamespace(
-        trained=[("w", (1000,), True)],
+        trained=[("w", (n_numbers,), True)],
         config=SimpleNamespace(tied=False),
         options=SimpleNamespace(device="cpu"),
     )
     setup, costs = SimpleNamespace(options=options, model=model), SimpleNamespace
-    steps = {}
-    for latency_s in (0.0, 0.02):
-        found = _methods(setup, costs(pass_s=0.06, update_s=0.01), 2, "100G", latency_s)  # type: ignore[arg-type]
-        steps[latency_s] = {method.name: method.step_s for method in found}
+    link = "100G" if n_numbers < 10_000 else "100M"
+    found = _methods(setup, costs(pass_s=0.06, update_s=0.01), 2, link, latency_s)  # type: ignore[arg-type]
+    return {method.name: method.step_s for method in found}
+
+
+def test_a_step_waits_for_latencies() -> None:
+    """Of a small model: for its gradients, for the loss and for signals."""
+    steps = {latency_s: _steps(1000, "adamw", latency_s) for latency_s in (0.0, 0.02)}
     waits = {name: steps[0.02][name] - steps[0.0][name] for name in steps[0.0]}
     assert waits["data parallel"] == pytest.approx(0.04 + 0.06, rel=1e-3)
     assert waits["ZeRO-1"] == pytest.approx(0.02 + 0.02 + 0.02 + 0.06, rel=1e-3)
     assert waits["DiLoCo"] == pytest.approx(0.06 / 50, rel=1e-3)
     assert steps[0.0]["data parallel"] == pytest.approx(0.04, rel=1e-3)
+
+
+def test_large_models_wait_for_each_sum() -> None:
+    """DiLoCo adds groups of 2^21 numbers, ZeRO-1 with Muon all matrices at once."""
+    n_numbers = 2 * MOST_NUMBERS + 1
+    without, slow = (_steps(n_numbers, "muon", latency_s) for latency_s in (0.0, 0.02))
+    assert slow["DiLoCo"] - without["DiLoCo"] == pytest.approx((3 * 0.04 + 0.02) / 50, rel=1e-3)
+    assert slow["ZeRO-1"] - without["ZeRO-1"] == pytest.approx(0.02 + 0.02 + 0.02 + 0.06, rel=1e-3)
 
 
 def test_the_plan_of_ranks(

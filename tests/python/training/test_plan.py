@@ -198,8 +198,9 @@ def test_with_minutes_all_lines_have_one_number_of_steps(
     del arguments[first : first + 2]
     given = [*arguments, "--minutes", "1", "--eval-every", "1000000", "--save-every", "1000000"]
     shown = gptc("plan", *given).out
-    n_steps = json.loads(gptc("plan", *given, "--json").out)["steps"]
-    assert n_steps > 1
+    found = json.loads(gptc("plan", *given, "--json").out)
+    n_steps = found["steps"]
+    assert n_steps == found["options"]["steps"] > 1
     assert f"about {n_steps} of" in shown
     assert f"{n_steps} steps of" in shown
 
