@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools" / "measure"))
-
-import saving
+ROOT = Path(__file__).resolve().parents[3]
+_spec = importlib.util.spec_from_file_location("saving", ROOT / "tools" / "measure" / "saving.py")
+assert _spec is not None
+assert _spec.loader is not None
+saving = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(saving)
 
 
 def test_the_share_of_a_checkpoint() -> None:
