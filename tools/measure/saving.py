@@ -4,8 +4,8 @@
 
 The weights are copied between two steps and written while the next ones compute. So the cost of a
 checkpoint is the time of the `AFTER` steps after it, minus that of as many later ones. Both are of
-the same seconds, which two runs are not. Prints the median share of time over
-checkpoints, and its quartiles.
+the same seconds, which two runs are not. Prints the median share of time over checkpoints, and its
+quartiles.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def _methods(
 
         if name == "ZeRO-1":  # parameters come back as fp32, in the ranges of the sums
             if options.optimizer == "adamw":
-                waits_s = exposed_s(gradients, BUCKET, backward_s, lambda n: sum_s(n) / 2)
+                waits_s = exposed_s(gradients, BUCKET, backward_s, lambda some: sum_s(some) / 2)
                 n_calls = max(1, n_numbers // BUCKET)
             else:  # one range of whole matrices
                 waits_s, n_calls = sum_s(n_numbers) / 2, 1

@@ -21,7 +21,7 @@ import pytest
 from gptc.checkpoint.metrics import read_records
 from gptc.checkpoint.names import list_checkpoints
 from gptc.cli import run
-from gptc.files.checksum import file_checksum
+from runs import sign
 
 WRONG: list[Any] = [
     None, True, -1, 0, 1, 1.5, 2**63, 10**30, -(10**30), float("nan"), float("inf"), "", "x", "0",
@@ -92,14 +92,6 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(value).encode()
 
 
-def sign(checkpoint: Path, name: str) -> None:
-    """Gives a changed file its right checksum, as a stranger would."""
-    sums = json.loads((checkpoint / "checksums.json").read_bytes())
-    file = checkpoint / name
-    sums["files"][name] = {"size": file.stat().st_size, "checksum": file_checksum(file)}
-    (checkpoint / "checksums.json").write_text(json.dumps(sums))
-
-
 def remove(checkpoint: Path, name: str) -> None:
     sums = json.loads((checkpoint / "checksums.json").read_bytes())
     del sums["files"][name]
@@ -137,7 +129,7 @@ def test_a_mutated_file_of_a_checkpoint(
         if name == "tokenizer.json":  # it is read where ours is missing
             remove(checkpoint, "gptc_tokenizer.json")
         if name != "checksums.json":
-            sign(checkpoint, name)
+            sign(checkpoint / name)
         found = commands(folder, capfd)
         assert_agreed(found, (name, case, content[:300]))
         refused += bool(found["verify"])
@@ -160,7 +152,7 @@ def test_a_wrong_type_in_trainer_json(
     trainer = json.loads((checkpoint / "trainer.json").read_bytes())
     for value in (["x"], {"a": "b"}):
         (checkpoint / "trainer.json").write_text(json.dumps({**trainer, field: value}))
-        sign(checkpoint, "trainer.json")
+        sign(checkpoint / "trainer.json")
         found = commands(checkpoint, capfd)
         for name in ("verify", "resume"):
             assert f"{field} is" in found[name], found
@@ -190,7 +182,7 @@ def test_a_damaged_tokenizer_is_never_skipped(
     shutil.copytree(whole, tmp_path / "run", symlinks=True)
     checkpoint = list_checkpoints(tmp_path / "run")[-1]
     (checkpoint / "gptc_tokenizer.json").write_text("{}")
-    sign(checkpoint, "gptc_tokenizer.json")
+    sign(checkpoint / "gptc_tokenizer.json")
     found = commands(checkpoint, capfd)
     for name in ("verify", "infer", "resume"):
         assert "gptc_tokenizer.json was altered" in found[name]

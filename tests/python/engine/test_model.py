@@ -339,10 +339,9 @@ def test_save_and_load(config: Config, tmp_path: Path) -> None:
 def test_the_readme_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
-    assert "range(100)" in code
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    exec(code.replace("range(100)", "range(20)"), found)
-    assert found["result"].loss < 3  # ln 256 = 5.5 at the beginning
+    exec(code, found)
+    assert found["result"].loss < 1
     assert found["logits"].shape == (8, 128, 256)
     assert Model.load("my-model").config.block_size == 128

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -12,18 +11,15 @@ from types import ModuleType
 
 import pytest
 
+from tool_files import load_tool
+
 ROOT = Path(__file__).resolve().parents[3]
 ATTACKS = ROOT / "tools" / "attack"
 
 
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results", ATTACKS / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("attack/results")
 
 
 def test_the_page_is_up_to_date(results: ModuleType) -> None:
@@ -135,11 +131,7 @@ def test_each_command_names_files_that_exist(results: ModuleType) -> None:
 
 
 def test_each_fault_of_a_command_is_found() -> None:
-    spec = importlib.util.spec_from_file_location("commands", ATTACKS / "commands.py")
-    assert spec is not None
-    assert spec.loader is not None
-    commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(commands)
+    commands = load_tool("attack/commands")
     good = commands.Outcome(1, "note: x\ngptc: error: x is damaged\n", 1.0, 9)
     assert commands.fault(good, 9) is None
     assert commands.fault(good._replace(code=0, said="seed 1\n"), 9) is None

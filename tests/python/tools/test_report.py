@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 
 import pytest
 
+from tool_files import load_tool
+
 ROOT = Path(__file__).resolve().parents[3]
-_spec = importlib.util.spec_from_file_location("report", ROOT / "tools" / "measure" / "report.py")
-assert _spec is not None
-assert _spec.loader is not None
-report = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(report)
+report = load_tool("measure/report")
 
 
 @pytest.fixture

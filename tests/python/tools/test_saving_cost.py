@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-_spec = importlib.util.spec_from_file_location("saving", ROOT / "tools" / "measure" / "saving.py")
-assert _spec is not None
-assert _spec.loader is not None
-saving = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(saving)
+from tool_files import load_tool
+
+saving = load_tool("measure/saving")
 
 
 def test_the_share_of_a_checkpoint() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from mpi_jobs import ours
+from tool_files import load_tool
 
 FILE = Path(__file__).resolve().parents[3] / "tools" / "measure" / "slow_link.py"
 
@@ -30,12 +30,7 @@ except ConnectionRefusedError:
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FILE.parent))
-    spec = importlib.util.spec_from_file_location("slow_link", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("measure/slow_link")
 
 
 @pytest.mark.parametrize(("ranks", "latency_s"), [(2, 0), (3, 0.03)])

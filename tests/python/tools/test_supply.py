@@ -9,7 +9,6 @@ import ast
 import base64
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import re
@@ -21,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+
+from tool_files import load_tool
 
 ROOT = Path(__file__).resolve().parents[3]
 if sys.version_info >= (3, 11):
@@ -35,11 +36,7 @@ PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests", "prometheus_client": "p
 ONLY_COMPARED = {"llama-cpp"}
 DIST_INFO = f"gptc-{PROJECT['version']}.dist-info"
 
-_spec = importlib.util.spec_from_file_location("sbom", ROOT / "tools" / "sbom.py")
-assert _spec is not None
-assert _spec.loader is not None
-sbom = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sbom)
+sbom = load_tool("sbom")
 
 
 def names(requirements: list[str]) -> set[str]:

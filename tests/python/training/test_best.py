@@ -20,10 +20,9 @@ from gptc.checkpoint.names import list_checkpoints
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
 from gptc.eval.loss import Evaluation
-from gptc.files.checksum import file_checksum
 from gptc.training.options import FIXED
 from gptc.training.run import train
-from runs import content, metrics, reproducible
+from runs import content, metrics, reproducible, sign
 
 Options = dict[str, Any]
 LOSSES = {1: 5.0, 2: 4.0, 3: 3.0, 4: 3.01, 5: 3.2, 6: 3.3, 7: 3.4, 8: 3.5, 9: 3.6}
@@ -184,9 +183,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed(options: Options) -> None:
     for name in {"patience", "log_every", *FIXED} - first:
         del trainer["options"][name]
     path.write_text(json.dumps(trainer))
-    sums = json.loads((newest / "checksums.json").read_text())
-    sums["files"]["trainer.json"] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
-    (newest / "checksums.json").write_text(json.dumps(sums))
+    sign(path)
     assert train({"steps": 12}, resume=options["out"]).step == 12
 
 

@@ -19,10 +19,10 @@ from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.names import list_checkpoints
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
-from gptc.files.checksum import file_checksum
 from gptc.formats.safetensors import TensorFile, tensor_chunks
 from gptc.training.run import train
 from mpi_jobs import connected_job
+from runs import sign
 
 STATE = "optimizer.safetensors"
 Tensors = dict[str, FloatArray]
@@ -71,13 +71,6 @@ def changed(run: Path, folder: Path, change: Callable[[Tensors], object], **trai
     for name in (STATE, "trainer.json"):
         sign(checkpoint / name)
     return copy
-
-
-def sign(path: Path) -> None:
-    """Gives a changed file of a checkpoint its right checksum, as a stranger would."""
-    sums = json.loads(path.with_name("checksums.json").read_bytes())
-    sums["files"][path.name] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
-    path.with_name("checksums.json").write_text(json.dumps(sums))
 
 
 def resumed(run: Path, folder: Path) -> str:
