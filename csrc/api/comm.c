@@ -155,7 +155,10 @@ int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
 }
 
 void gpt_comm_abort(gpt_comm *comm, int code) {
-    if (comm) comm->ops->end_job(comm, code);
+    if (!comm) return;
+    /* MPI takes calls of one thread at a time. */
+    if (background_is_busy(comm)) background_give_up(comm);
+    comm->ops->end_job(comm, code);
 }
 
 int gpt_comm_sum_span(const gpt_comm *comm, int i, gpt_sum_span *out) {

@@ -268,6 +268,51 @@ static void test_ends(void) {
     gpt_comm_free(other);
 }
 
+static _Atomic bool is_in_sum, is_given_up, ended_in_sum, has_ended;
+
+static int wait_in_sum(gpt_comm *comm, float *x, int64_t n, coding coding) {
+    (void)comm, (void)x, (void)n, (void)coding;
+    is_in_sum = true;
+    for (int i = 0; i < 20000 && !is_given_up; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    is_in_sum = false;
+    return fail(GPT_ERR_COMM, "given up");
+}
+
+static void give_sum_up(gpt_comm *comm) {
+    (void)comm;
+    is_given_up = true;
+}
+
+static void end_job(gpt_comm *comm, int code) {
+    (void)comm, (void)code;
+    ended_in_sum = is_in_sum;
+    has_ended = true;
+}
+
+/* The thread of the sums has left its call before this one makes another, as MPI wants it. */
+static void test_abort(void) {
+    static const comm_ops ops = {.all_reduce = wait_in_sum,
+                                 .be_patient = be_patient,
+                                 .give_up = give_sum_up,
+                                 .end_job = end_job};
+    const gpt_config *c = &families[0].config;
+    int32_t tokens[T] = {0};
+    gpt_comm comm = {.ops = &ops, .size = 2, .bucket = 100};
+    gpt_options options = {.training = 1, .max_batch = 1, .max_seq = T, .n_threads = 1};
+    gpt_model *m = NULL;
+    test_case("a job that ends while a sum is under way");
+    EXPECT_OK(gpt_model_create(c, &options, &m));
+    EXPECT_OK(gpt_model_begin_all_reduce(m, &comm));
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, 1, T, 1, NULL));
+    for (int i = 0; i < 20000 && !is_in_sum; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    gpt_comm_abort(&comm, 1);
+    EXPECT(has_ended && is_given_up && !ended_in_sum);
+    gpt_model_free(m);
+    background_stop(&comm);
+}
+
 /* ---- shorter forms ---- */
 
 enum { CALLS = 4 };
@@ -388,6 +433,6 @@ static void test_not_finite(void) {
 
 TEST_API_MAIN({"bits of overlapped sums", test_bits}, {"sums meanwhile", test_meanwhile},
               {"a small model", test_a_small_model}, {"a step given up", test_half},
-              {"ends", test_ends}, {"shorter forms", test_coded},
+              {"ends", test_ends}, {"a job that ends", test_abort}, {"shorter forms", test_coded},
               {"shorter forms of parts", test_scattered},
               {"numbers that are not finite", test_not_finite})
