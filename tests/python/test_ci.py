@@ -1,8 +1,10 @@
-"""How .ci/run runs stages at the same time: what fails, and what it leaves."""
+"""How .ci/run runs stages at the same time: what fails, what it counts, and what it leaves."""
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +64,20 @@ def test_a_failure_at_the_same_time_fails_the_run(tmp_path: Path, inner: str) ->
     assert "ok      second (at the same time)" in ran.stdout
     assert "done" not in ran.stdout
     assert run(tmp_path, "true", "true").returncode == 0
+
+
+def test_cpu_seconds_are_those_of_their_stage(tmp_path: Path) -> None:
+    busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 1.1: pass'"
+    ran = run(tmp_path, busy, "true")
+    found = re.findall(r"(\d+) CPU s  (?:ok      )?(\w+)", ran.stdout)
+    assert {name: int(seconds) for seconds, name in found} == {
+        "first": 0,
+        "second": 0,
+        "third": 1,
+        "main": 0,
+        "rest": 0,
+        "in": 1,
+    }, ran.stdout
 
 
 def test_a_failure_of_the_main_stages_leaves_no_process(tmp_path: Path) -> None:
