@@ -48,7 +48,10 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
                 param="tool_choice",
             )
         pattern = {"json_schema": call_schema(tools or (), name)}
-    prompt = prompt_of(service, fields["messages"], tools, fields.get("chat_template_kwargs"))
+    prompt = prompt_of(
+        service, fields["messages"], tools, fields.get("chat_template_kwargs"),
+        continues=_continues(fields),
+    )  # fmt: skip
     room = service.scheduler.n_ctx - len(prompt) + 1
     wanted = fields.get("max_tokens", fields.get("max_completion_tokens", max(1, room)))
     top = int(fields.get("top_logprobs", 0)) if fields.get("logprobs") else None
@@ -74,13 +77,35 @@ def forced(fields: Mapping[str, Any]) -> bool:
     return must
 
 
+def _continues(fields: Mapping[str, Any]) -> bool:
+    """Whether the answer is the rest of the last message."""
+    if not fields.get("continue_final_message"):
+        return False
+    if forced(fields):
+        raise BadRequest(
+            "tool_choice asks for a call, which cannot continue a message", param="tool_choice"
+        )
+    role = fields["messages"][-1]["role"]
+    if role != "assistant":
+        raise BadRequest(
+            f"continue_final_message needs a last message of the assistant; it is of {role}",
+            param="continue_final_message",
+        )
+    return True
+
+
 def prompt_of(
     service: Service,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    *,
+    continues: bool = False,
 ) -> list[int]:
-    """The tokens of a conversation. BadRequest if the model's template does not take it."""
+    """The tokens of a conversation. BadRequest if the model's template does not take it.
+
+    `continues`: the answer is the rest of the last message.
+    """
     tokenizer = service.scheduler.tokenizer
     if not service.can_chat:
         raise BadRequest(
@@ -99,7 +124,7 @@ def prompt_of(
         with python_names():
             return chat_prompt(
                 tokenizer, [_message(m) for m in messages], tools=tools, chat_template=template,
-                variables=variables,
+                continue_final_message=continues, variables=variables,
             )  # fmt: skip
     except GptcError as error:
         raise BadRequest(str(error), param="messages") from None
@@ -141,6 +166,7 @@ class _Reply:
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._tokenizer = service.scheduler.tokenizer
         self._forced = forced(fields)
+        self._continues = bool(fields.get("continue_final_message"))
         self._reads_calls = bool(fields.get("tools")) and fields.get("tool_choice") != "none"
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -152,7 +178,9 @@ class _Reply:
         }
 
     def plain(self, text: str) -> str:
-        return text.removeprefix(" ") if self._tokenizer.strips_space else text
+        """A text without the space that the tokenizer adds to its beginning."""
+        adds = self._tokenizer.strips_space and not self._continues
+        return text.removeprefix(" ") if adds else text
 
     def message(self, text: str, finish: str | None) -> tuple[dict[str, Any], str | None]:
         """The message of a whole text, and the reason for its end."""

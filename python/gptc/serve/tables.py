@@ -76,6 +76,7 @@ def _text_fields(options: ServeOptions) -> dict[str, Any]:
         },
         "grammar": _with_help(_TEXT, "GBNF grammar that the text must match."),
         "regex": _with_help(_TEXT, "Regular expression that the text must match."),
+        "response_format": _FORMAT,
         "priority": {
             "type": "integer", "minimum": -100, "maximum": 100, "default": 0,
             "description": "Requests with a larger one begin first.",
@@ -191,7 +192,11 @@ def chat_fields(options: ServeOptions) -> dict[str, Any]:
             "type": "integer", "minimum": 0, "maximum": MOST_TOP,
             "description": "Number of the likeliest tokens to list for each token.",
         },
-        "response_format": _FORMAT,
+        "continue_final_message": {
+            "type": "boolean", "default": False,
+            "description": "Continue the last message, which is the assistant's. The answer is "
+            "what is added.",
+        },
         "tools": {
             "type": "array", "items": _TOOL, "maxItems": 128,
             "description": "Functions that the model may ask to call.",

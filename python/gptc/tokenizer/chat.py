@@ -47,9 +47,12 @@ def chat_prompt(
     documents: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a conversation, ready for the model's answer.
+
+    With `continue_final_message` they end with the last message, which the model continues.
 
     `messages` are OpenAI's: {"role": "user", "content": "Hello"}. `tools` are JSON schemas of
     functions. `chat_template` is the name of one of the model's templates, or the text of another.
@@ -70,12 +73,32 @@ def chat_prompt(
         )
     template = choose_template(tokenizer, chat_template, bool(tools))
     names = tokenizer.special_texts()
-    mark = unused(json.dumps([template, given], ensure_ascii=False))
+    taken_texts = json.dumps([template, given], ensure_ascii=False)
+    mark = unused(taken_texts)
     marked = divided(given, any_of(names, re.IGNORECASE), mark)
+    end = unused(taken_texts + mark)
+    if continue_final_message:
+        marked["messages"][-1] = _with_end(marked["messages"][-1], end)
     values = {**named_tokens(tokenizer), **marked, **(variables or {})}
-    values["add_generation_prompt"] = add_generation_prompt
+    values["add_generation_prompt"] = add_generation_prompt and not continue_final_message
     text = render(template, values, mark)
+    if continue_final_message:
+        text = _before_end(text, end)
     return [int(id) for id in tokenizer.encode_parts(list(parts_of(text, names, mark)))]
+
+
+def _with_end(message: dict[str, Any], end: str) -> dict[str, Any]:
+    """The message with this character after its text, where a template may add more."""
+    if not isinstance(message.get("content"), str):
+        raise UsageError("the last message has no text that could be continued")
+    return {**message, "content": message["content"] + end}
+
+
+def _before_end(text: str, end: str) -> str:
+    before, found, _ = text.rpartition(end)
+    if not found:
+        raise UsageError("the chat template leaves the last message out, so it cannot be continued")
+    return before
 
 
 def choose_template(tokenizer: Tokenizer, given: str | None, with_tools: bool = False) -> str:

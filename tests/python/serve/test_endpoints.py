@@ -141,6 +141,33 @@ TOOLS = [
 ]
 
 
+def test_an_answer_is_continued(server: Any) -> None:
+    """The answer is the rest of the last message, as a completion of the same text has it."""
+    begun = [*HELLO, {"role": "assistant", "content": "Once "}]
+    body = {"messages": begun, "max_tokens": 9, "seed": 4, "continue_final_message": True}
+    text = "user: Hello\nassistant: Once "
+    same = complete(server, prompt=text, max_tokens=9, seed=4)["choices"][0]["text"]
+    found = call(server.url, CHAT, body).json["choices"][0]["message"]["content"]
+    assert found == same
+    assert call(server.url, CHAT, {**body, "continue_final_message": False}).json != found
+    refused = call(server.url, CHAT, {**body, "messages": HELLO})
+    assert refused.status == 400
+    assert refused.json["error"]["param"] == "continue_final_message"
+    called = {"tools": TOOLS, "tool_choice": "required"}
+    assert call(server.url, CHAT, {**body, **called}).status == 400
+
+
+def test_a_completion_has_a_form(server: Any) -> None:
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}},
+              "required": ["on"], "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    text = complete(server, prompt="Once", response_format=form, max_tokens=200)["choices"][0][
+        "text"
+    ]
+    assert isinstance(json.loads(text)["on"], bool)
+
+
 def test_an_answer_whole_and_as_a_stream(server: Any) -> None:
     body = {"messages": HELLO, "max_tokens": 9, "seed": 4, "logprobs": True, "top_logprobs": 3}
     found = call(server.url, CHAT, body).json

@@ -252,8 +252,10 @@ def test_stop_session_and_theme(page: Any) -> None:
     theme = page.evaluate("document.documentElement.dataset.theme")
     page.fill("#option-max_tokens", "7")
     page.fill("#prompt", "remember this")
+    tokens = page.locator(".token").all_text_contents()
     page.reload()
     page.wait_for_selector("body[data-ready=yes]")
+    assert page.locator(".token").all_text_contents() == tokens
     assert page.input_value("#prompt") == "remember this"
     assert page.input_value("#option-max_tokens") == "7"
     assert page.evaluate("document.documentElement.dataset.theme") == theme
@@ -276,11 +278,37 @@ def test_a_conversation(page: Any) -> None:
         ("user", "Hello"),
     ]
     assert page.locator("#messages li").count() == 2
-    page.locator(".token").first.hover()
-    assert page.locator("#alternatives p").text_content().startswith("A completion can continue")
     page.reload()
     page.wait_for_selector("body[data-ready=yes]")
     assert page.input_value("#system") == "Be brief."
+
+
+@clients
+def test_an_answer_continues_from_an_alternative(page: Any) -> None:
+    """Its beginning stays, and takes the place of the answer in the conversation."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.post_data or ""))
+    page.check("input[value=chat]")
+    page.fill("#option-max_tokens", "6")
+    page.fill("#option-logit_bias", '{"65": 100}')
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    says(page, "6 tokens")
+    page.locator(".token").nth(2).hover()
+    button = page.locator("#alternatives button:enabled").first
+    begun = "AA" + json.loads(button.text_content().rpartition('"')[0] + '"')
+    button.click()
+    says(page, "6 tokens")
+    sent = json.loads(asked[-1])
+    assert sent["continue_final_message"] is True
+    assert sent["messages"] == [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": begun},
+    ]
+    assert page.locator("#messages li").all_text_contents() == [
+        "user: Hello",
+        f"assistant: {begun}AAAAAA",
+    ]
 
 
 @clients

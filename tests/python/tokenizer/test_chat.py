@@ -84,6 +84,33 @@ def test_the_marks_of_a_template_are_special_tokens(tokenizer: Tokenizer) -> Non
     assert b"".join(tokenizer.pieces[id] for id in between).split() == [b"user", b"the", b"cat"]
 
 
+# ---- a message that is continued ----
+
+TRIMS = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
+
+
+def continued(tokenizer: Tokenizer, content: Any, template: str = TRIMS) -> bytes:
+    turns = [message("user", "the cat"), {"role": "assistant", "content": content}]
+    ids = chat_prompt(tokenizer, turns, chat_template=template, continue_final_message=True)
+    return b"".join(tokenizer.pieces[id] for id in ids)
+
+
+def test_a_message_is_continued_where_it_ends(tokenizer: Tokenizer) -> None:
+    """A template that removes spaces at the end of a message keeps those before the rest."""
+    assert continued(tokenizer, "the cat ").endswith(b"<user>the cat</><assistant>the cat ")
+    assert continued(tokenizer, "the</>").endswith(b"<assistant>the</>")
+    assert continued(tokenizer, "").endswith(b"<assistant>")
+
+
+def test_a_message_that_cannot_be_continued(tokenizer: Tokenizer) -> None:
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    turns = [message("user", "the cat"), {"role": "assistant", "tool_calls": calls}]
+    with pytest.raises(UsageError, match="no text that could be continued"):
+        chat_prompt(tokenizer, turns, chat_template=TRIMS, continue_final_message=True)
+    with pytest.raises(UsageError, match="leaves the last message out"):
+        continued(tokenizer, "the", "{{ messages[0].content }}")
+
+
 # ---- special tokens in a message ----
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from chat_templates import CONVERSATIONS, OURS, PUBLISHED
 from chat_tokenizers import SORTS, write_folder
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.chat import chat_prompt
 from gptc.tokenizer.registry import make_tokenizer
 
@@ -61,6 +62,22 @@ def test_a_conversation_has_transformers_ids(
         with pytest.raises(GptcError) as caught:
             chat_prompt(ours, messages, **given)
         assert fault in str(caught.value)
+    else:
+        assert chat_prompt(ours, messages, **given) == expected
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "the year"])
+def test_a_message_that_is_continued(pairs: dict[str, tuple[Any, Any]], name: str) -> None:
+    theirs, ours = pairs["byte-level"]
+    turns = [("user", "the cat"), ("assistant", "Hi."), ("user", "So?"), ("assistant", "Hi. the")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    given = {"chat_template": TEMPLATES[name], "continue_final_message": True}
+    expected = None
+    with suppress(ValueError):  # it does not show the message
+        expected = theirs.apply_chat_template(messages, return_dict=False, **given)
+    if expected is None:
+        with pytest.raises(UsageError, match="cannot be continued"):
+            chat_prompt(ours, messages, **given)
     else:
         assert chat_prompt(ours, messages, **given) == expected
 

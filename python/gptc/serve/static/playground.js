@@ -4,12 +4,17 @@ const STORE = "gptc-playground";
 const SHOWN = [
   "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
   "presence_penalty", "frequency_penalty", "penalty_last_n", "logit_bias", "seed", "stop", "regex",
-  "grammar",
+  "grammar", "response_format",
 ];
-const TEXTS = new Set(["logit_bias", "stop", "regex", "grammar"]);
+const TEXTS = new Set(["logit_bias", "stop", "regex", "grammar", "response_format"]);
+const EXAMPLES = { // of options that are JSON
+  logit_bias: '{"284": -100}',
+  response_format: '{"type": "json_object"}',
+};
 const ALTERNATIVES = 5;
 let running = null; // the AbortController of the text under way
 let messages = [];
+let samples = []; // those that are shown
 let chosen = ""; // the model's name, or an adapter's, once one was chosen
 
 function element(name, text, attributes = {}) {
@@ -46,16 +51,16 @@ function optionValues() {
     if (text === "") continue;
     if (!TEXTS.has(name)) found[name] = Number(text);
     else if (name === "stop") found[name] = text.replaceAll("\\n", "\n");
-    else found[name] = name === "logit_bias" ? biasOf(text) : text;
+    else found[name] = EXAMPLES[name] ? valueOf(name, text) : text;
   }
   return found;
 }
 
-function biasOf(text) {
+function valueOf(name, text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Error('logit_bias is not JSON, such as {"284": -100}');
+    throw new Error(`${name} is not JSON, such as ${EXAMPLES[name]}`);
   }
 }
 
@@ -63,17 +68,25 @@ function mode() {
   return document.querySelector("input[name=mode]:checked").value;
 }
 
+function setMode(chat) {
+  document.querySelector(`input[name=mode][value="${chat ? "chat" : "completion"}"]`).checked = true;
+}
+
 function save() {
   const options = Object.fromEntries(SHOWN.map((n) => [n, byId(`option-${n}`)?.value ?? ""]));
   const theme = document.documentElement.dataset.theme ?? "";
   const [prompt, system] = [byId("prompt").value, byId("system").value];
   const kept = { mode: mode(), prompt, system, options, messages, theme, chosen };
+  const shown = samples.map(({ box, ...rest }) => rest);
   if (running && messages.at(-1)?.role === "user") { // not answered: it can be sent again
     Object.assign(kept, { messages: messages.slice(0, -1), prompt: prompt || messages.at(-1).content });
   }
-  try {
-    localStorage.setItem(STORE, JSON.stringify(kept));
-  } catch { /* the browser keeps nothing */ }
+  for (const more of [{ shown }, {}]) { // many tokens may be more than the browser keeps
+    try {
+      localStorage.setItem(STORE, JSON.stringify({ ...kept, ...more }));
+      return;
+    } catch { /* the browser keeps nothing, or not so much */ }
+  }
 }
 
 function restore() {
@@ -84,14 +97,14 @@ function restore() {
   if (!kept) return;
   byId("prompt").value = kept.prompt ?? "";
   byId("system").value = kept.system ?? "";
-  const radio = document.querySelector(`input[name=mode][value="${kept.mode === "chat" ? "chat" : "completion"}"]`);
-  radio.checked = true;
+  setMode(kept.mode === "chat");
   for (const name of SHOWN) {
     const input = byId(`option-${name}`);
     if (input && kept.options?.[name] !== undefined) input.value = kept.options[name];
   }
   if (typeof kept.chosen === "string") chosen = kept.chosen;
   if (Array.isArray(kept.messages)) messages = kept.messages;
+  if (Array.isArray(kept.shown)) restoreSamples(kept.shown);
   if (kept.theme) document.documentElement.dataset.theme = kept.theme;
 }
 
@@ -144,7 +157,8 @@ function tokensOf(choice) {
   }));
 }
 
-async function run(prompt) {
+// before: a conversation whose answer begins with `begun`; without it, the prompt is a new message.
+async function run(prompt, before = [], begun = "") {
   if (running) return;
   const chat = mode() === "chat";
   let options = {};
@@ -157,8 +171,13 @@ async function run(prompt) {
   const body = { ...options, stream: true, stream_options: { include_usage: true } };
   if (chosen) body.model = chosen;
   if (chat) {
-    messages.push({ role: "user", content: prompt });
-    byId("prompt").value = "";
+    if (begun) {
+      messages = [...before, { role: "assistant", content: begun }];
+      body.continue_final_message = true;
+    } else {
+      messages.push({ role: "user", content: prompt });
+      byId("prompt").value = "";
+    }
     const system = byId("system").value;
     const first = system ? [{ role: "system", content: system }] : [];
     Object.assign(body, { messages: [...first, ...messages], logprobs: true, top_logprobs: ALTERNATIVES });
@@ -168,8 +187,9 @@ async function run(prompt) {
   running = new AbortController();
   setRunning(true);
   showMessages();
-  const samples = makeSamples(options.n ?? 1);
-  const begun = performance.now();
+  const asked = begun ? messages.slice(0, -1) : [...messages];
+  const answers = makeSamples(Array(options.n ?? 1).fill({ chat, prompt, asked, begun }));
+  const since = performance.now();
   let usage = null;
   try {
     const path = chat ? "/v1/chat/completions" : "/v1/completions";
@@ -180,10 +200,10 @@ async function run(prompt) {
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       usage = event.usage ?? usage;
-      for (const choice of event.choices) addPiece(samples[choice.index], choice, prompt, chat);
+      for (const choice of event.choices) addPiece(answers[choice.index], choice);
     }
     if (!usage) throw new Error("the answer was cut off");
-    const seconds = (performance.now() - begun) / 1000;
+    const seconds = (performance.now() - since) / 1000;
     say(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s`);
   } catch (error) {
     if (error.name === "AbortError") say("stopped");
@@ -191,7 +211,8 @@ async function run(prompt) {
   } finally {
     running = null;
     setRunning(false);
-    if (chat && samples[0].text) messages.push({ role: "assistant", content: samples[0].text });
+    if (chat && begun) messages.at(-1).content = begun + answers[0].text;
+    else if (chat && answers[0].text) messages.push({ role: "assistant", content: answers[0].text });
     else if (chat) { // no answer: the message can be sent again
       messages.pop();
       if (!byId("prompt").value) byId("prompt").value = prompt;
@@ -204,6 +225,7 @@ async function run(prompt) {
 function setRunning(on) {
   byId("run").disabled = on;
   byId("stop").disabled = !on;
+  byId("clear").disabled = on;
   if (on) say("running …");
 }
 
@@ -214,42 +236,53 @@ function say(text, isError = false) {
 
 // ---- samples and tokens ----
 
-function makeSamples(n) {
+// Shows samples without tokens. asked: the conversation before the answer; begun: what it begins with.
+function makeSamples(origins) {
   byId("samples").replaceChildren();
   byId("alternatives").hidden = true;
-  return Array.from({ length: n }, (_, i) => {
+  samples = origins.map(({ chat, prompt, asked, begun }, i) => {
     const box = element("article", undefined, { class: "sample", "aria-label": `Sample ${i + 1}` });
-    box.append(element("h2", `Sample ${i + 1}`));
+    box.append(element("h2", `Sample ${i + 1}`), begun);
     byId("samples").append(box);
-    return { box, text: "", tokens: [], first: true };
+    return { box, chat, prompt, asked, begun, text: "", tokens: [], finish: null };
   });
+  return samples;
 }
 
-function addPiece(sample, choice, prompt, chat) {
-  const piece = chat ? (choice.delta.content ?? "") : choice.text;
+function restoreSamples(shown) {
+  makeSamples(shown);
+  shown.forEach(({ text, tokens, finish }, i) => add(samples[i], text, tokens, finish));
+}
+
+function addPiece(sample, choice) {
+  const piece = sample.chat ? (choice.delta.content ?? "") : choice.text;
+  add(sample, piece, tokensOf(choice), choice.finish_reason);
+}
+
+function add(sample, piece, tokens, finish) {
   sample.text += piece;
-  const tokens = tokensOf(choice);
   if (!tokens.length) sample.box.append(piece);
   for (const token of tokens) {
     const at = sample.tokens.length;
     sample.tokens.push(token);
     const percent = Math.round(100 * Math.exp(token.logprob));
     const span = element("span", readable(token.text), {
-      class: "token", role: "button", tabindex: sample.first ? "0" : "-1",
+      class: "token", role: "button", tabindex: at ? "-1" : "0",
       title: `${percent} %`, "aria-label": `token ${token.text}, ${percent} percent`,
     });
-    sample.first = false;
     const mark = markOf(span.textContent);
     if (mark) span.dataset.mark = mark; // without which there is nothing to point at
     span.style.backgroundColor = `color-mix(in srgb, orange ${Math.round((100 - percent) * 0.45)}%, transparent)`;
-    const show = () => showAlternatives(sample, at, prompt, chat);
+    const show = () => showAlternatives(sample, at);
     span.addEventListener("mouseenter", show);
     span.addEventListener("focus", show);
     span.addEventListener("click", show);
     span.addEventListener("keydown", (event) => moveFocus(event, span));
     sample.box.append(span);
   }
-  if (choice.finish_reason) sample.box.querySelector("h2").textContent += ` (${choice.finish_reason})`;
+  if (!finish) return;
+  sample.finish = finish;
+  sample.box.querySelector("h2").textContent += ` (${finish})`;
 }
 
 // The mark of a token of line ends, or of characters that are not drawn.
@@ -273,20 +306,26 @@ function moveFocus(event, span) {
   next.focus();
 }
 
-function showAlternatives(sample, at, prompt, chat) {
+function showAlternatives(sample, at) {
   const panel = byId("alternatives");
   panel.replaceChildren(element("h2", `Instead of ${JSON.stringify(sample.tokens[at].text)}`));
   for (const [text, logprob] of [...sample.tokens[at].top].sort((a, b) => b[1] - a[1])) {
     const button = element("button", `${JSON.stringify(text)} ${(100 * Math.exp(logprob)).toFixed(1)} %`, { type: "button" });
-    button.disabled = chat || text.startsWith("bytes:");
+    button.disabled = text.startsWith("bytes:");
     button.addEventListener("click", () => {
+      if (running) return;
       const before = sample.tokens.slice(0, at).map((token) => readable(token.text)).join("");
-      byId("prompt").value = prompt + before + text;
-      run(byId("prompt").value);
+      const begun = sample.begun + before + text;
+      setMode(sample.chat);
+      if (sample.chat) {
+        run(sample.prompt, sample.asked, begun);
+      } else {
+        byId("prompt").value = sample.prompt + begun;
+        run(byId("prompt").value);
+      }
     });
     panel.append(button);
   }
-  if (chat) panel.append(element("p", "A completion can continue from an alternative; a conversation cannot.", { class: "help" }));
   panel.hidden = false;
 }
 
@@ -319,8 +358,7 @@ async function begin() {
   byId("stop").addEventListener("click", () => running?.abort());
   byId("clear").addEventListener("click", () => {
     messages = [];
-    byId("samples").replaceChildren();
-    byId("alternatives").hidden = true;
+    makeSamples([]);
     showMessages();
     save();
   });
