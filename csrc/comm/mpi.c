@@ -67,6 +67,13 @@ static int find_functions(mpi *m) {
     return find(m, "MPI_Get_library_version", &m->Get_library_version);
 }
 
+/* Open MPI ends the process with a page of text if srun has started it with --mpi=none, which is srun's default. */
+static int check_slurm(void) {
+    if (!getenv("SLURM_STEP_NUM_TASKS") || getenv("OMPI_COMM_WORLD_SIZE")) return GPT_OK;
+    if (getenv("PMIX_RANK") || getenv("PMI_RANK")) return GPT_OK;
+    return fail(GPT_ERR_DEVICE, "srun has not told Open MPI of the other ranks");
+}
+
 /* The constants of mpi.h, by the ABI; *errors is MPI_ERRORS_RETURN. */
 static int find_constants(mpi *m, handle *errors) {
     char version[ANSWER_BYTES] = "";
@@ -76,7 +83,7 @@ static int find_constants(mpi *m, handle *errors) {
     void *returns = dlsym(m->library, "ompi_mpi_errors_return");
     if (world && byte && returns) {
         m->world = (handle)world, m->byte = (handle)byte, *errors = (handle)returns;
-        return GPT_OK;
+        return check_slurm();
     }
     m->Get_library_version(version, &length);
     version[strcspn(version, "\n")] = 0;

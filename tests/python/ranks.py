@@ -22,7 +22,7 @@ import numpy as np
 from gptc.checkpoint.names import checkpoint_name
 from gptc.cli import run
 from gptc.engine import world as world_module
-from gptc.engine.launch import launched, mpi_library
+from gptc.engine.launch import OPEN_MPI, launched, mpi_library
 from gptc.engine.model import Model, Share, StepResult
 from gptc.engine.optim import AdamW
 from gptc.engine.world import World, join
@@ -96,7 +96,9 @@ def begin_mpi() -> None:
     place = launched()
     assert place is not None
     if not place.rank:
-        ctypes.CDLL(mpi_library(place.starter), mode=ctypes.RTLD_GLOBAL).MPI_Init(None, None)
+        ctypes.CDLL(mpi_library(place.starter) or OPEN_MPI, mode=ctypes.RTLD_GLOBAL).MPI_Init(
+            None, None
+        )
     join(3)
 
 

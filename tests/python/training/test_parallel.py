@@ -319,6 +319,20 @@ def test_the_error_of_a_connected_rank_is_the_only_one_of_its_host(
 
 
 @needs_mpi
+def test_srun_without_an_interface_to_mpi_is_one_line(tmp_path: Path) -> None:
+    """Open MPI itself prints twelve lines, and ends the process."""
+    env = environment() | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    env = {name: value for name, value in env.items() if not name.startswith(("OMPI_", "PMI"))}
+    command = [sys.executable, "-m", "gptc", "train", "--data", "stories", "--out", tmp_path / "r"]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "gptc: error: 2 ranks need MPI: srun has not told Open MPI of the other ranks; start them "
+        "with srun --mpi=pmix or --mpi=pmi2, as your MPI library needs\n"
+    )
+
+
+@needs_mpi
 @pytest.mark.parametrize(
     ("what", "message"),
     [
