@@ -50,7 +50,7 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
         pattern = {"json_schema": call_schema(tools or (), name)}
     prompt = prompt_of(
         service, fields["messages"], tools, fields.get("chat_template_kwargs"),
-        continues=_continues(fields),
+        begins=bool(fields.get("add_generation_prompt", True)), continues=_continues(fields),
     )  # fmt: skip
     room = service.scheduler.n_ctx - len(prompt) + 1
     wanted = fields.get("max_tokens", fields.get("max_completion_tokens", max(1, room)))
@@ -100,11 +100,12 @@ def prompt_of(
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     *,
+    begins: bool = True,
     continues: bool = False,
 ) -> list[int]:
     """The tokens of a conversation. BadRequest if the model's template does not take it.
 
-    `continues`: the answer is the rest of the last message.
+    `begins`: they end with what begins an answer. `continues`: with the last message.
     """
     tokenizer = service.scheduler.tokenizer
     if not service.can_chat:
@@ -124,7 +125,8 @@ def prompt_of(
         with python_names():
             return chat_prompt(
                 tokenizer, [_message(m) for m in messages], tools=tools, chat_template=template,
-                continue_final_message=continues, variables=variables,
+                add_generation_prompt=begins, continue_final_message=continues,
+                variables=variables,
             )  # fmt: skip
     except GptcError as error:
         raise BadRequest(str(error), param="messages") from None

@@ -192,6 +192,10 @@ def chat_fields(options: ServeOptions) -> dict[str, Any]:
             "type": "integer", "minimum": 0, "maximum": MOST_TOP,
             "description": "Number of the likeliest tokens to list for each token.",
         },
+        "add_generation_prompt": {
+            "type": "boolean", "default": True,
+            "description": "End the prompt with what begins an answer; not if one is continued.",
+        },
         "continue_final_message": {
             "type": "boolean", "default": False,
             "description": "Continue the last message, which is the assistant's. The answer is "

@@ -149,7 +149,13 @@ def test_an_answer_is_continued(server: Any) -> None:
     same = complete(server, prompt=text, max_tokens=9, seed=4)["choices"][0]["text"]
     found = call(server.url, CHAT, body).json["choices"][0]["message"]["content"]
     assert found == same
-    assert call(server.url, CHAT, {**body, "continue_final_message": False}).json != found
+    as_vllm_wants = {**body, "add_generation_prompt": False}
+    assert call(server.url, CHAT, as_vllm_wants).json["choices"][0]["message"]["content"] == found
+    again = {**body, "continue_final_message": False}
+    assert call(server.url, CHAT, again).json["choices"][0]["message"]["content"] != found
+    plain = {"messages": HELLO, "max_tokens": 9, "seed": 4, "add_generation_prompt": False}
+    same = complete(server, prompt="user: Hello\n", max_tokens=9, seed=4)["choices"][0]["text"]
+    assert call(server.url, CHAT, plain).json["choices"][0]["message"]["content"] == same
     refused = call(server.url, CHAT, {**body, "messages": HELLO})
     assert refused.status == 400
     assert refused.json["error"]["param"] == "continue_final_message"
