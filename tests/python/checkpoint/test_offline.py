@@ -83,7 +83,7 @@ def test_a_checkpoint(
     go_offline(monkeypatch, tmp_path)
     assert open_checkpoint(source).tokenizer().encode("Hello world").tolist() == HELLO
     assert make_tokenizer(str(source)).encode("Hello world").tolist() == HELLO
-    for kind in ("gguf", "llm.c", "hf"):
+    for kind in ("gguf", "llm.c", "hf")[: 1 if old else 3]:  # whose tokenizer is the same
         out = tmp_path / kind.replace(".", "")
         assert export_model(open_checkpoint(source), kind, out).notes == []
         exported = open_checkpoint(out) if kind == "hf" else open_model(out)
