@@ -17,7 +17,6 @@ counts as refused.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import mmap
@@ -30,7 +29,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -38,6 +36,7 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import fuzz
+import peaks
 from gptc.errors import GptcError
 from gptc.files.whole import write_file
 from gptc.tokenizer import libraries, trial
@@ -100,7 +99,7 @@ def read_cases(
     _try_here(at)
     file = os.open(target.file, os.O_WRONLY)
     n_bytes = os.fstat(file).st_size
-    base = _resident()
+    base = peaks.resident()
     gc.freeze()  # what is there stays, and no collection looks at it
     for case in cases:
         if time.monotonic() > until:
@@ -111,7 +110,7 @@ def read_cases(
         if len(content) < n_bytes:
             os.ftruncate(file, len(content))
         n_bytes = len(content)
-        _forget_peak()  # of the damage, and of the case before it
+        peaks.forget_peak()  # of the damage, and of the case before it
         signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
         try:
             target.read()
@@ -125,7 +124,7 @@ def read_cases(
             outcome = "tracebacks"
             failures.keep(outcome, case, content, traceback.format_exc())
         signal.setitimer(signal.ITIMER_PROF, 0)
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+        peak = peaks.peak() - base
         if peak > 2 * len(content) + SPARE_BYTES:
             at["memory"] += 1
             at["done"] = case + 1
@@ -133,23 +132,6 @@ def read_cases(
             os._exit(FRESH)
         at[outcome] += 1
         at["done"] = case + 1
-
-
-def _resident() -> int:
-    """Bytes of memory now, from which peaks are counted."""
-    _forget_peak()  # that of the process that forked this one
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-
-def _forget_peak() -> None:
-    with contextlib.suppress(OSError):
-        os.pwrite(_clear_refs(os.getpid()), b"5", 0)
-
-
-@cache
-def _clear_refs(process: int) -> int:
-    """The file by which this process, and none that forked it, forgets its peak."""
-    return os.open(f"/proc/{process}/clear_refs", os.O_WRONLY)
 
 
 def _try_here(at: Shared) -> None:
@@ -166,7 +148,7 @@ def _try_here(at: Shared) -> None:
             return (str(error).strip() or type(error).__name__).splitlines()[0]
         finally:
             at["trial"] = 0
-            _forget_peak()  # the other process has its own
+            peaks.forget_peak()  # the other process has its own
         return None
 
     def record(library: str, definition: bytes) -> Any:

@@ -79,6 +79,12 @@ class Binary(Uncopied):
             self._window = first, window, first + len(window)
         return window[begin - first : end - first]
 
+    def ahead(self) -> memoryview:
+        """The next bytes that are in memory; some, where the file has more."""
+        self.peek(self.at, min(self.at + 1, self.size))
+        first, window, _ = self._window
+        return window[self.at - first :]
+
     def number(self, code: str, field: str) -> Any:
         """The next number: `code` is a letter of the module struct."""
         return self.numbers(code, 1, field)[0]

@@ -26,7 +26,7 @@ from gptc.formats.gguf_container import (
     MAX_STRINGS,
     STRING,
     Array,
-    read_text,
+    read_texts,
 )
 from gptc.formats.gguf_names import naming
 from gptc.formats.gguf_split import SplitTable, read_parts
@@ -173,8 +173,7 @@ class GgufModel(ModelFile):
             return []
         file.within(f"count of {key}", count, 0, MAX_STRINGS, file.at)
         if kind == STRING:
-            names = (f"string {i} of an array" for i in range(count))
-            return [read_text(file, name, LONGEST_TEXT, 0) for name in names]
+            return read_texts(file, count, LONGEST_TEXT)
         return list(file.numbers(CODES[kind], count, "an array"))
 
     def _config(self) -> dict[str, Any]:

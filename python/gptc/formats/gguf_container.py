@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gptc.errors import GptcError
@@ -134,6 +135,26 @@ def read_text(file: Binary, field: str, most: int, least: int = 1) -> str:
         return bytes(file.take(length, field)).decode()
     except UnicodeDecodeError:
         raise file.damaged(field, "is not UTF-8 text", at + 8) from None
+
+
+def read_texts(file: Binary, count: int, most: int) -> list[str]:
+    """The next strings, as `read_text` reads each: by itself where a window of the file ends."""
+    found: list[str] = []
+    length_at = struct.Struct("<Q").unpack_from
+    while len(found) < count:
+        window, at = file.ahead(), 0
+        end = len(window) - 8
+        with suppress(UnicodeDecodeError):  # which read_text finds again
+            while at <= end and len(found) < count:
+                (length,) = length_at(window, at)
+                if length > min(most, end - at):
+                    break
+                found.append(str(window[at + 8 : at + 8 + length], "utf-8"))
+                at += 8 + length
+        file.at += at
+        if len(found) < count:
+            found.append(read_text(file, f"string {len(found)} of an array", most, 0))
+    return found
 
 
 def read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Entry]:

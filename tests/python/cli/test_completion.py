@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,55 +17,73 @@ import pytest
 FILE = ["file"]
 
 
-def completed(line: str) -> list[str]:
-    """The words with which click answers bash; "file": paths, which bash knows."""
-    words = line.split(" ")
-    asked = {
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-        "_GPTC_COMPLETE": "bash_complete",
-    }
+CASES = [
+    ("gptc inf", ["infer", "info"]),
+    ("gptc train --preset t", ["tiny"]),
+    ("gptc bench train --preset gpt2-m", ["gpt2-medium"]),
+    ("gptc export --to g", ["gguf"]),
+    ("gptc train --schedule c", ["cosine", "constant"]),
+    ("gptc train --data sha", ["shakespeare"]),
+    ("gptc train --data my", FILE),
+    ("gptc train --data ", FILE),
+    ("gptc prepare book.txt --tokenizer by", ["bytes"]),
+    ("gptc import a --tokenizer gp", ["gpt2"]),
+    ("gptc import a --tokenizer x/", FILE),
+    ("gptc infer -m runs/", FILE),
+    ("gptc eval --model r", FILE),
+    ("gptc export -m r", FILE),
+    ("gptc infer --draft r", FILE),
+    ("gptc infer --grammar r", FILE),
+    ("gptc train --resume r", FILE),
+    ("gptc train --init-from r", FILE),
+    ("gptc info r", FILE),
+    ("gptc import r", FILE),
+    ("gptc verify r", FILE),
+    ("gptc prepare a.txt b", FILE),
+    ("gptc prepare --text-field b", []),
+]
+# Starting Python takes longer than completing: a copy of one process completes each line.
+PROGRAM = """
+import os, sys
+from gptc.cli import main
+for line in sys.stdin.read().splitlines():
+    child = os.fork()
+    if not child:
+        os.environ |= {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        try:
+            main([])
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+    print("end", flush=True)
+"""
+
+
+@cache
+def completed() -> dict[str, list[str]]:
+    """The words with which click answers bash for each line; "file": paths, which bash knows."""
+    lines = [line for line, _ in CASES]
     ran = subprocess.run(
-        [sys.executable, "-c", "from gptc.cli import main; main([])"],
-        env={**os.environ, **asked, "_GPTC_COMPLETE": "bash_complete"},
+        [sys.executable, "-c", PROGRAM],
+        input="".join(f"{line}\n" for line in lines),
+        env={**os.environ, "_GPTC_COMPLETE": "bash_complete"},
         capture_output=True,
         text=True,
     )
     assert ran.stderr == ""
-    rows = [row.partition(",") for row in ran.stdout.splitlines()]
-    return [word if kind == "plain" else kind for kind, _, word in rows if kind]
+    *answers, rest = ran.stdout.split("end\n")
+    assert rest == ""
+    found = {}
+    for line, answer in zip(lines, answers, strict=True):
+        rows = [row.partition(",") for row in answer.splitlines()]
+        found[line] = [word if kind == "plain" else kind for kind, _, word in rows if kind]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("gptc inf", ["infer", "info"]),
-        ("gptc train --preset t", ["tiny"]),
-        ("gptc bench train --preset gpt2-m", ["gpt2-medium"]),
-        ("gptc export --to g", ["gguf"]),
-        ("gptc train --schedule c", ["cosine", "constant"]),
-        ("gptc train --data sha", ["shakespeare"]),
-        ("gptc train --data my", FILE),
-        ("gptc train --data ", FILE),
-        ("gptc prepare book.txt --tokenizer by", ["bytes"]),
-        ("gptc import a --tokenizer gp", ["gpt2"]),
-        ("gptc import a --tokenizer x/", FILE),
-        ("gptc infer -m runs/", FILE),
-        ("gptc eval --model r", FILE),
-        ("gptc export -m r", FILE),
-        ("gptc infer --draft r", FILE),
-        ("gptc infer --grammar r", FILE),
-        ("gptc train --resume r", FILE),
-        ("gptc train --init-from r", FILE),
-        ("gptc info r", FILE),
-        ("gptc import r", FILE),
-        ("gptc verify r", FILE),
-        ("gptc prepare a.txt b", FILE),
-        ("gptc prepare --text-field b", []),
-    ],
-)
+@pytest.mark.parametrize(("line", "words"), CASES)
 def test_a_word_is_completed(line: str, words: list[str]) -> None:
-    assert completed(line) == words
+    assert completed()[line] == words
 
 
 def test_bash_completes_a_path(tmp_path: Path) -> None:

@@ -21,13 +21,27 @@ TEXT = "hello wörld\n" * 100
 TRAIN = ("train", "--steps", "2", "--batch-size", "2", "--seq-len", "16", "--threads", "1")
 
 
+# Commands of one process, which takes half a second to start.
+COMMANDS = """
+import sys
+from gptc.cli import run
+while sys.argv[1:]:
+    end = (sys.argv + [":::"]).index(":::")
+    code = run(sys.argv[1:end])
+    print(f"ended {code}", flush=True)
+    del sys.argv[1 : end + 1]
+sys.exit(code)
+"""
+
+
 def gptc(
     folder: Path, *arguments: str, **changes: str | None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs `gptc` in a folder, with changes of the environment."""
+    """Runs `gptc` in a folder, with changes of the environment. ":::" separates commands."""
     surroundings = {**os.environ, "GPTC_CACHE": str(folder / "cache"), **changes}
+    start = ["-c", COMMANDS] if ":::" in arguments else ["-m", "gptc"]
     return subprocess.run(
-        [sys.executable, "-m", "gptc", *arguments],
+        [sys.executable, *start, *arguments],
         cwd=folder,
         env={name: value for name, value in surroundings.items() if value is not None},
         capture_output=True,
@@ -42,13 +56,12 @@ def test_odd_names_are_trained_on_and_their_config_is_read_back(tmp_path: Path, 
     ran = gptc(tmp_path, *TRAIN, "--data", name)
     assert ran.returncode == 0, ran.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    again = gptc(tmp_path, "train", "--config", str(run / "config.toml"), "--out", "again")
-    assert again.returncode == 0, again.stderr
-    resumed = gptc(tmp_path, *TRAIN[:2], "3", "--resume", str(run))
-    assert b"saved" in resumed.stderr, resumed.stderr
-    prepared = gptc(tmp_path, "prepare", name, "--out", "data")
-    assert prepared.returncode == 0
-    assert b"read   " + os.fsencode(name) in prepared.stdout
+    again = ("train", "--config", str(run / "config.toml"), "--out", "again")
+    resume = (*TRAIN[:2], "3", "--resume", str(run))
+    ran = gptc(tmp_path, *again, ":::", *resume, ":::", "prepare", name, "--out", "data")
+    assert ran.stdout.count(b"ended 0\n") == 3, ran.stderr
+    assert ran.stderr.count(b"saved") == 2, ran.stderr
+    assert b"read   " + os.fsencode(name) in ran.stdout
 
 
 @pytest.mark.parametrize("name", ["b\udcff1's", "del\x7f", "a b"])
@@ -58,19 +71,20 @@ def test_printed_commands_name_odd_folders(tmp_path: Path, name: str) -> None:
     if not bash:
         pytest.skip("needs bash")
 
-    def follow(text: bytes, mark: bytes, *more: str) -> None:
+    def printed(text: bytes, mark: bytes, *more: str) -> str:
         (line,) = [line for line in text.splitlines() if mark in line]
         command = line.partition(mark + b" gptc ")[2].decode("ascii")
-        python = f"{shlex.quote(sys.executable)} -m gptc {command} {shlex.join(more)}"
-        ran = subprocess.run([bash, "-c", python], cwd=tmp_path, capture_output=True, check=False)
-        assert ran.returncode == 0, ran.stderr
+        return f"{command} {shlex.join(more)}"
 
     (tmp_path / "a.txt").write_text(TEXT)
-    prepared = gptc(tmp_path, "prepare", "a.txt", "--out", name, "--tokenizer", "bytes")
-    follow(prepared.stdout, b"Next:", *TRAIN[1:])
-    ran = gptc(tmp_path, *TRAIN, "--data", name, "--out", f"run {name}")
-    assert ran.returncode == 0, ran.stderr
-    follow(ran.stderr, b"next:", "--max-tokens", "3")
+    prepare = ("prepare", "a.txt", "--out", name, "--tokenizer", "bytes")
+    ran = gptc(tmp_path, *prepare, ":::", *TRAIN, "--data", name, "--out", f"run {name}")
+    assert ran.stdout.count(b"ended 0\n") == 2, ran.stderr
+    python = shlex.join([sys.executable, "-c", COMMANDS])
+    python += f" {printed(ran.stdout, b'Next:', *TRAIN[1:])} :::"
+    python += f" {printed(ran.stderr, b'next:', '--max-tokens', '3')}"
+    followed = subprocess.run([bash, "-c", python], cwd=tmp_path, capture_output=True, check=False)
+    assert followed.stdout.count(b"ended 0\n") == 2, followed.stderr
 
 
 def test_output_in_ascii_ends_a_run_well(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_check_ends_a_step(model: Model, tokens: np.ndarray) -> None:
     with library.ended_by(check), pytest.raises(Ended):
         model.train_step(tokens, tokens, lr=1e-3)
     assert (len(asked), model.step, model.loss(small, small)) == (1, step, before)
-    assert np.isfinite(model.loss(tokens, tokens))
+    assert np.isfinite(model.loss(small, small))
     assert len(asked) == 1
 
 
@@ -112,7 +112,7 @@ def test_a_handler_that_does_not_raise_interrupts_nothing(model: Model, tokens: 
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
-        assert np.isfinite(model.loss(tokens, tokens))
+        assert np.isfinite(model.loss(tokens[:3], tokens[:3]))
         assert seen == [signal.SIGINT]
     finally:
         timer.join()

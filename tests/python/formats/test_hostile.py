@@ -74,8 +74,11 @@ def test_every_body_of_a_request_is_a_target(targets: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_few_hundred_accidents(targets: dict[str, Any], name: str) -> None:
-    counts = fuzz.fuzz(name, targets[name], range(120), seed=0)
+def test_a_hundred_accidents(targets: dict[str, Any], name: str) -> None:
+    """Tracing takes twice the time of reading, and each tokenizer.json has a process."""
+    targets[name].read()  # what this imports is not memory for a file
+    cases = range(60 if name == "tokenizer.json" else 120)
+    counts = fuzz.fuzz(name, targets[name], cases, seed=0, trace_every=6)
     assert counts["refused"] > 0
 
 
