@@ -62,4 +62,26 @@ static __device__ inline float activation_backward(int activation, float dout, f
     return dout * slope * up;
 }
 
+/* ---- activation.cu: of all numbers of a layer ---- */
+
+typedef struct activation_args {
+    elem *out;     /* (N, F) */
+    elem *pre;     /* (N, F or 2 F): y with its bias; NULL where it is not kept */
+    const elem *y; /* the same shape */
+    const elem *b; /* NULL where y has it already */
+    int activation, N, F;
+} activation_args;
+
+typedef struct activation_backward_args {
+    elem *din;        /* (N, F or 2 F) */
+    const elem *dout; /* (N, F); may be din */
+    const elem *pre;  /* (N, F or 2 F) */
+    int activation, N, F;
+} activation_backward_args;
+
+#define cuda_activation_forward  CUDA_ACTS_NAME(activation_forward)
+#define cuda_activation_backward CUDA_ACTS_NAME(activation_backward)
+void cuda_activation_forward(gpt_ctx *ctx, const activation_args &a);
+void cuda_activation_backward(gpt_ctx *ctx, const activation_backward_args &a);
+
 #endif

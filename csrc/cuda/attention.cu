@@ -7,8 +7,6 @@
 
 #include <math.h>
 
-enum { WARPS = 4, THREADS = WARPS * WARP };
-
 /* The shared memory of a warp: two rows of HS numbers, two sums of as many, and one number
  * for each lane, twice. */
 typedef struct warp_memory {
@@ -260,7 +258,7 @@ CUDA_OP(attention_backward) {
         if (args.partial)
             add_chunks<1>(ctx, {{op->db}}, m.partial, (int)tiles, QKV);
         else if (op->db)
-            sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
+            cuda_sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
         return;
     }
 #endif
@@ -269,7 +267,7 @@ CUDA_OP(attention_backward) {
            shared_bytes(op->HS), args);
     launch(ctx, attention_backward_keys_kernel, warp_grid(keys), THREADS, shared_bytes(op->HS),
            args);
-    if (op->db) sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
+    if (op->db) cuda_sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
 }
 
 /* ---- decoding ---- */
@@ -287,7 +285,7 @@ template <int W> static __global__ void store_cache_kernel(attention_decode a) {
 }
 
 /* A block for each row and query head: its warps take turns at the keys and then join. */
-static __global__ void attention_decode_kernel(attention_decode a, scoring how) {
+static __global__ void attention_plain_decode_kernel(attention_decode a, scoring how) {
     int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
     int64_t start = cache_at(a, a.seqs[n], h);
@@ -342,6 +340,6 @@ CUDA_OP(attention_decode) {
 #endif
     if (attention_decode_pieces(ctx, *op, has_tiles)) return;
     if (!is_stored) store_cache(ctx, op);
-    launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
+    launch(ctx, attention_plain_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
            shared_bytes(op->HS), *op, scoring_of(*op));
 }

@@ -6,6 +6,9 @@
 
 #include <math.h>
 
+/* Of a block, in all files of attention. */
+static constexpr int WARPS = 4, THREADS = WARPS * WARP;
+
 /* Query head h reads key head h / (NH / NKV). Offsets of row t of sequence b in qkv (B, T, QKV), for
  * the sizes of any op. */
 template <typename Op> static __host__ __device__ inline int64_t row_stride(const Op &a) {

@@ -6,8 +6,6 @@
 #include "soft_cap.h"
 
 enum {
-    WARPS = 4,
-    THREADS = WARPS * WARP,
     LANES = 8,             /* that share a key: 128 bytes at a time */
     GROUPS = WARP / LANES, /* keys of a warp at a time */
     HEADS = 8,             /* query heads of a block at most, which read the same keys */

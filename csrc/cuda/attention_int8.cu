@@ -2,8 +2,6 @@
  * a query sees its own key as later ones do. A scale of keys is a factor of scores, one of values of probabilities. */
 #include "attention.h"
 
-enum { WARPS = 4, THREADS = WARPS * WARP };
-
 /* ---- storing ---- */
 
 /* A warp for the key or the value of a row and head: the largest number becomes 127. */
@@ -44,12 +42,12 @@ typedef struct int8_memory {
 } int8_memory;
 
 static inline size_t int8_shared_bytes(int HS) {
-    return sizeof(float) * ((1 + WARPS) * (size_t)HS + (int)WARPS * (int)WARP + 2 * WARPS);
+    return sizeof(float) * ((1 + WARPS) * (size_t)HS + WARPS * WARP + 2 * WARPS);
 }
 
 static __device__ inline int8_memory int8_memory_of(int HS) {
     float *q = shared_memory<float>(), *sums = q + HS, *weights = sums + WARPS * HS;
-    float *max = weights + (int)WARPS * (int)WARP;
+    float *max = weights + WARPS * WARP;
     return {q, sums, weights, max, max + WARPS};
 }
 

@@ -3,8 +3,8 @@
  * Every file here but boxes.cu, context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
  * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
  * cpu/cpu.h. A file ending in _bf16, _quant or _packed is compiled for that dtype alone; grad_norm.cu and
- * sample.cu see float32 in every dtype, and are compiled for fp32 alone. The small ones are compiled as one
- * file (sources.cmake).
+ * sample.cu see float32 in every dtype, and are compiled for fp32 alone. Most are compiled as one file
+ * (sources.cmake), so a name belongs to one of them.
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
  * as a fiber, so that every layer is tested where there is no GPU. For that, kernels are started
@@ -33,6 +33,13 @@
 #define CUDA_ACTS_NAME(name) CUDA_JOIN(bf16, name)
 #else
 #define CUDA_ACTS_NAME(name) CUDA_NAME(name)
+#endif
+
+/* Functions of the form of weights in memory, which packed.h has for two tables. */
+#ifdef CUDA_ROUNDS
+#define CUDA_FORM_NAME(name) CUDA_JOIN(packed, name)
+#else
+#define CUDA_FORM_NAME(name) CUDA_NAME(name)
 #endif
 
 /* These see float32 in every dtype, so that they are compiled once, for fp32: see sources.cmake. */

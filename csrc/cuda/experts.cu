@@ -47,24 +47,24 @@ static __device__ inline void finish_number(const expert_product &p, int64_t row
 }
 
 template <bool GATED>
-static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
+static __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
     few_expert_kernel(const __grid_constant__ expert_product p, int log2_warps) {
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, n_warps = 1 << log2_warps;
-    int n = (int)(blockIdx.x * WARPS + warp) >> log2_warps, row = (int)blockIdx.y;
-    int part = warp & (n_warps - 1), step = n_warps * STEP, end = n < p.N ? p.K : 0;
+    int n = (int)(blockIdx.x * FEW_WARPS + warp) >> log2_warps, row = (int)blockIdx.y;
+    int part = warp & (n_warps - 1), step = n_warps * FEW_STEP, end = n < p.N ? p.K : 0;
     const elem *a = p.a + (int64_t)row * p.K;
     const elem *b = (const elem *)p.w[expert_of(p, row)] + (int64_t)n * p.K;
     const elem *twin = b + (int64_t)p.N * p.K;
     float sum = 0, up = 0;
-    for (int first = part * STEP + lane * PACK; first < end; first += AHEAD * step) {
-        chunk w[AHEAD], u[AHEAD];
+    for (int first = part * FEW_STEP + lane * PACK; first < end; first += FEW_AHEAD * step) {
+        chunk w[FEW_AHEAD], u[FEW_AHEAD];
 #pragma unroll
-        for (int i = 0, k = first; i < AHEAD; i++, k += step) {
+        for (int i = 0, k = first; i < FEW_AHEAD; i++, k += step) {
             w[i] = load_chunk(b + k, k < end);
             u[i] = load_chunk(twin + k, GATED && k < end);
         }
 #pragma unroll
-        for (int i = 0, k = first; i < AHEAD; i++, k += step) {
+        for (int i = 0, k = first; i < FEW_AHEAD; i++, k += step) {
             chunk x = load_chunk(a + k, k < end);
             add_dot(sum, x, w[i]);
             if (GATED) add_dot(up, x, u[i]);
@@ -282,7 +282,7 @@ static inline void start_tiles(gpt_ctx *ctx, const expert_product *p, int R) {
 }
 
 template <int KIND>
-static inline void start(gpt_ctx *ctx, const expert_product *p, int R, bool aligned) {
+static inline void start_product(gpt_ctx *ctx, const expert_product *p, int R, bool aligned) {
     if (!aligned) return start_tiles<KIND, small_tile, false>(ctx, p, R);
 #ifdef CUDA_BF16
     if (R / p->E >= LARGE_EXPERT_ROWS) return start_tiles<KIND, large_tile, true>(ctx, p, R);
@@ -302,11 +302,11 @@ CUDA_OP(expert_forward) {
                         .K = op->IC};
     for (int e = 0; e < op->E; e++) p.w[e] = op->w[e];
     bool aligned = is_aligned(&p, op->IC, op->OC);
-    if (R > FEW_EXPERT_ROWS || !aligned) return start<EXPERT_FORWARD>(ctx, &p, R, aligned);
+    if (R > FEW_EXPERT_ROWS || !aligned) return start_product<EXPERT_FORWARD>(ctx, &p, R, aligned);
     int log2_warps = log2_column_warps(op->IC);
     launch(ctx, gated ? few_expert_kernel<true> : few_expert_kernel<false>,
-           dim3((unsigned)div_up(op->OC, WARPS >> log2_warps), (unsigned)R), THREADS,
-           sizeof(float) * 2 * WARPS, p, log2_warps);
+           dim3((unsigned)div_up(op->OC, FEW_WARPS >> log2_warps), (unsigned)R), FEW_THREADS,
+           sizeof(float) * 2 * FEW_WARPS, p, log2_warps);
 }
 
 CUDA_OP(expert_backward) {
@@ -321,9 +321,9 @@ CUDA_OP(expert_backward) {
                         .N = op->IC,
                         .K = op->OC};
     for (int e = 0; e < op->E; e++) p.w[e] = op->w[e], trains |= op->dw[e] != NULL;
-    start<EXPERT_INPUTS>(ctx, &p, op->R, is_aligned(&p, op->IC, op->OC));
+    start_product<EXPERT_INPUTS>(ctx, &p, op->R, is_aligned(&p, op->IC, op->OC));
     if (!trains) return;
     p.b = (const elem *)op->in, p.M = op->OC;
     for (int e = 0; e < op->E; e++) p.w[e] = op->dw[e];
-    start<EXPERT_WEIGHTS>(ctx, &p, op->R, is_aligned(&p, op->IC, op->OC));
+    start_product<EXPERT_WEIGHTS>(ctx, &p, op->R, is_aligned(&p, op->IC, op->OC));
 }

@@ -107,9 +107,9 @@ struct small_tile {
  * is NULL; zeros elsewhere. VEC: all of it is aligned, and arrives some time before the wait for copies. */
 template <int ROWS, int COLS, int THREADS, bool VEC, typename F>
 static __device__ inline void fetch_tile(elem *tile, int cols, F row_at) {
-    constexpr int W = VEC ? (int)PACK : 1, PER_ROW = COLS / W;
-#pragma unroll
-    for (int j = 0; j < ROWS * PER_ROW / THREADS; j++) {
+    constexpr int W = VEC ? (int)PACK : 1, PER_ROW = COLS / W, OWN = ROWS * PER_ROW / THREADS;
+#pragma unroll(VEC ? OWN : 4) /* all of an unaligned tile are long to compile */
+    for (int j = 0; j < OWN; j++) {
         int i = j * THREADS + (int)threadIdx.x, r = i / PER_ROW, c = i % PER_ROW * W;
         const elem *row = row_at(r);
         bool there = row && c < cols;

@@ -6,11 +6,11 @@
 #include "cuda.h"
 
 enum {
-    WARPS = 4,
-    THREADS = WARPS * WARP,
-    STEP = (int)WARP * (int)PACK, /* terms that a warp reads at once */
-    AHEAD = 3,                    /* vectors of b that a lane has on their way at a time */
-    LEAST_BLOCKS = 6, /* of a multiprocessor: see few_product_kernel of product_few.cu */
+    FEW_WARPS = 4,
+    FEW_THREADS = FEW_WARPS * WARP,
+    FEW_STEP = (int)WARP * (int)PACK, /* terms that a warp reads at once */
+    FEW_AHEAD = 3,                    /* vectors of b that a lane has on their way at a time */
+    FEW_BLOCKS = 6, /* of a multiprocessor: see few_product_kernel of product_few.cu */
 };
 
 static __device__ inline void add_dot(float &sum, const chunk &a, const chunk &b) {
@@ -28,19 +28,19 @@ static __device__ inline chunk load_chunk(const elem *from, bool there) {
  * at once, as far as those of a block go. */
 static inline int log2_column_warps(int K) {
     int log2 = 0;
-    while (1 << log2 < WARPS && (AHEAD * STEP) << log2 < K) log2++;
+    while (1 << log2 < FEW_WARPS && (FEW_AHEAD * FEW_STEP) << log2 < K) log2++;
     return log2;
 }
 
 /* The sum over the n warps of a column, in its first. Of M numbers, lane m has number m. */
 template <int M> static __device__ inline float add_warps(float x, int n) {
-    float *room = shared_memory<float>(); /* (WARPS, M) */
+    float *room = shared_memory<float>(); /* (FEW_WARPS, M) */
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     bool is_first = (warp & (n - 1)) == 0;
     if (lane < M) room[warp * M + lane] = x;
     __syncthreads();
 #pragma unroll
-    for (int i = 1; i < WARPS; i++)
+    for (int i = 1; i < FEW_WARPS; i++)
         if (i < n && is_first && lane < M) x += room[(warp + i) * M + lane];
     return x;
 }

@@ -1,5 +1,5 @@
 /* linear.cu: linear layers with their bias and activation. The products are
- * cuBLASLt's, with bias and GELU in its epilogue where it offers that; the kernels here do the
+ * cuBLASLt's, with bias and GELU in its epilogue where it offers that; activation.cu does the
  * rest, and GELU in float32, where nobody says how near the library's tanh comes. */
 #include "activation.h"
 #include "columns.h"
@@ -35,46 +35,7 @@ CUDA_WORKSPACE(linear_workspace) {
                    product_numbers(s->activation, s->N, s->F), widest);
 }
 
-/* For n numbers, W of them a thread. */
-static inline dim3 grid_of(int64_t n, int W) {
-    return dim3((unsigned)div_up(n, BLOCK_THREADS * W));
-}
-
 /* ---- forward ---- */
-
-typedef struct activation_args {
-    elem *out;     /* (N, F) */
-    elem *pre;     /* (N, F or 2 F): y with its bias; NULL where it is not kept */
-    const elem *y; /* the same shape */
-    const elem *b; /* NULL where y has it already */
-    int activation, N, F;
-} activation_args;
-
-template <int W> static __device__ inline void add_bias(float (&x)[W], const elem *b) {
-    float bias[W];
-    load(bias, b);
-#pragma unroll
-    for (int k = 0; k < W; k++) x[k] += bias[k];
-}
-
-template <int W> static __global__ void activation_forward_kernel(activation_args a) {
-    int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
-    if (i >= (int64_t)a.N * a.F) return;
-    int twin = is_gated(a.activation) ? a.F : 0, f = (int)(i % a.F);
-    int64_t at = i / a.F * (a.F + twin) + f;
-    float x[W], up[W] = {};
-    load(x, a.y + at);
-    if (a.b) add_bias(x, a.b + f);
-    if (a.pre) store(a.pre + at, x);
-    if (twin) {
-        load(up, a.y + at + twin);
-        if (a.b) add_bias(up, a.b + f + twin);
-        if (a.pre) store(a.pre + at + twin, up);
-    }
-#pragma unroll
-    for (int k = 0; k < W; k++) x[k] = activation_forward(a.activation, x[k], up[k]);
-    store(a.out + i, x);
-}
 
 CUDA_OP(linear_forward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
@@ -116,36 +77,10 @@ CUDA_OP(linear_forward) {
                          activation,
                          N,
                          OC};
-    int W = OC % PACK == 0 ? PACK : 1;
-    if (a.b || activation != GPT_ACT_NONE)
-        launch(ctx, W == 1 ? activation_forward_kernel<1> : activation_forward_kernel<PACK>,
-               grid_of((int64_t)N * OC, W), BLOCK_THREADS, 0, a);
+    if (a.b || activation != GPT_ACT_NONE) cuda_activation_forward(ctx, a);
 }
 
 /* ---- backward ---- */
-
-typedef struct activation_backward_args {
-    elem *din;        /* (N, F or 2 F) */
-    const elem *dout; /* (N, F); may be din */
-    const elem *pre;  /* (N, F or 2 F) */
-    int activation, N, F;
-} activation_backward_args;
-
-template <int W> static __global__ void activation_backward_kernel(activation_backward_args a) {
-    int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
-    if (i >= (int64_t)a.N * a.F) return;
-    int twin = is_gated(a.activation) ? a.F : 0;
-    int64_t at = i / a.F * (a.F + twin) + i % a.F;
-    float d[W], x[W], up[W] = {}, dup[W] = {};
-    load(d, a.dout + i);
-    load(x, a.pre + at);
-    if (twin) load(up, a.pre + at + twin);
-#pragma unroll
-    for (int k = 0; k < W; k++)
-        d[k] = activation_backward(a.activation, d[k], x[k], up[k], &dup[k]);
-    store(a.din + at, d);
-    if (twin) store(a.din + at + twin, dup);
-}
 
 CUDA_OP(linear_backward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
@@ -176,10 +111,7 @@ CUDA_OP(linear_backward) {
         cuda_product(ctx, &dinput);
         activation_backward_args a = {
             (elem *)op->din, (const elem *)dinput.out, (const elem *)op->pre, activation, N, IC};
-        int W = IC % PACK == 0 ? PACK : 1;
-        if (activation != GPT_ACT_NONE)
-            launch(ctx, W == 1 ? activation_backward_kernel<1> : activation_backward_kernel<PACK>,
-                   grid_of((int64_t)N * IC, W), BLOCK_THREADS, 0, a);
+        if (activation != GPT_ACT_NONE) cuda_activation_backward(ctx, a);
     }
 
     product dweight = {.kind = PRODUCT_TN,
@@ -197,5 +129,5 @@ CUDA_OP(linear_backward) {
                        .b = op->in};
     if (op->dw) cuda_product(ctx, &dweight);
 
-    if (op->db) sum_columns(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
+    if (op->db) cuda_sum_columns(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
 }

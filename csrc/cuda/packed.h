@@ -164,7 +164,7 @@ static __device__ inline void read_group(float (&q)[QUANT_GROUP], const packed_r
 }
 
 /* Rows first to first + n - 1 of w (rows, K) as the bf16 table has them: to (n, K). */
-#define cuda_unpack CUDA_NAME(unpack)
+#define cuda_unpack CUDA_FORM_NAME(unpack)
 void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int first, int n, int rows, int K);
 
 /* blocks_packed.cu: slots of gpt_ops. */

@@ -64,8 +64,8 @@ static __device__ inline void add_dots(float (&sum)[FEW_ROWS], const product &p,
     }
 }
 
-/* A warp an output, for all M rows of a. T is what the output holds. */
-template <typename T> static __global__ void few_product_kernel(product p) {
+/* A warp an output, for all M rows of a. */
+static __global__ void few_product_kernel(product p) {
     int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (n >= p.N) return;
     packed_row row = packed_row_of((const packed_head *)p.b, n);
@@ -79,12 +79,15 @@ template <typename T> static __global__ void few_product_kernel(product p) {
         float total = warp_sum(sum[m]);
         if (lane == m) mine = total;
     }
-    if (lane < p.M) finish<T>(p, lane, n, mine + bias);
+    if (lane >= p.M) return;
+    if (p.float_out)
+        finish<float>(p, lane, n, mine + bias);
+    else
+        finish<elem>(p, lane, n, mine + bias);
 }
 
 int cuda_quant_product(gpt_ctx *ctx, const product *p) {
     if (p->M > FEW_ROWS) return 0;
-    launch(ctx, p->float_out ? few_product_kernel<float> : few_product_kernel<elem>,
-           dim3((unsigned)div_up(p->N, WARPS)), BLOCK_THREADS, 0, *p);
+    launch(ctx, few_product_kernel, dim3((unsigned)div_up(p->N, WARPS)), BLOCK_THREADS, 0, *p);
     return 1;
 }

@@ -54,8 +54,7 @@ struct room {
     int V;
     float best, steepness;
     uint64_t last[KEYS]; /* the last order that filters by a key keep */
-    bool typical;        /* whether typical_p is asked for */
-    uint32_t mean;       /* of halvings, for that */
+    uint32_t mean;       /* of halvings, for typical_p */
     /* where the filter at work ends */
     unsigned counts[KEY_STEPS], sums[KEY_STEPS][2]; /* of chances: the lower half, the upper one */
     int step;                                       /* -1: it keeps all */
@@ -210,7 +209,6 @@ static __device__ inline void begin_filters(room *m, const float *z, uint32_t *c
         m->steepness = steepness;
         m->last[BY_CHANCE] = order_of(1, V);
         m->last[BY_TYPICAL] = 0;
-        m->typical = false;
     }
     __syncthreads();
 }
@@ -225,31 +223,27 @@ static __device__ inline uint64_t typical_order(const room *m, int i) {
 
 /* What a pass asks of every token, in registers: in shared memory it would be read again for each. */
 struct left {
-    const room *m;
     uint64_t last;
-    bool typical;
 
-    __device__ left(const room *m) : m(m), last(m->last[BY_CHANCE]), typical(m->typical) {}
-    __device__ bool has(int i, uint32_t chance) const {
-        return order_of(chance, i) >= last &&
-               (!typical || typical_order(m, i) >= m->last[BY_TYPICAL]);
-    }
+    __device__ left(const room *m) : last(m->last[BY_CHANCE]) {}
+    __device__ bool has(int i, uint32_t chance) const { return order_of(chance, i) >= last; }
 };
 
 /* f(token, chance) for each that is left. */
-template <typename F> static __device__ inline void for_left(const room *m, F f) {
+template <int UNROLL = 3, typename F> static __device__ inline void for_left(const room *m, F f) {
     left left(m);
-    for_tokens<3>(m->chances, m->V, [&](int i, uint32_t chance) {
+    for_tokens<UNROLL>(m->chances, m->V, [&](int i, uint32_t chance) {
         if (left.has(i, chance)) f(i, chance);
     });
 }
 
 /* f(order, chance) for each that is left; by their logits, of all tokens. */
-template <typename F> static __device__ inline void for_orders(const room *m, enum key key, F f) {
+template <int UNROLL = 3, typename F>
+static __device__ inline void for_orders(const room *m, enum key key, F f) {
     if (key == BY_LOGIT)
         for_tokens<1>(m->z, m->V, [&](int i, float x) { f(order_of(logit_key(x), i), 0u); });
     else
-        for_left(m, [&](int i, uint32_t chance) {
+        for_left<UNROLL>(m, [&](int i, uint32_t chance) {
             f(key == BY_CHANCE ? order_of(chance, i) : typical_order(m, i), chance);
         });
 }
@@ -368,7 +362,7 @@ static __device__ inline void keep_first(room *m, enum key key, uint64_t most_to
             break;
         }
         uint64_t first = ~(uint64_t)0, last = 0;
-        for_orders(m, key, [&](uint64_t order, uint32_t) {
+        for_orders<1>(m, key, [&](uint64_t order, uint32_t) {
             if (step_of(order) != step) return;
             first = least(first, order);
             last = most(last, order);
@@ -390,6 +384,14 @@ static __device__ inline uint32_t mean_halvings(room *m) {
     });
     total = fold(m, total, add<uint64_t>);
     return (uint32_t)(fold(m, sum, add<uint64_t>) / total);
+}
+
+/* Those that typical_p does not keep lose their chance, so that no later pass asks for it. */
+static __device__ inline void drop_atypical(room *m) {
+    for_tokens<1>(m->chances, m->V, [&](int i, uint32_t chance) {
+        if (chance > 0 && typical_order(m, i) < m->last[BY_TYPICAL]) m->chances[i] = 0;
+    });
+    __syncthreads();
 }
 
 /* ---- filters ---- */
@@ -423,10 +425,7 @@ static __device__ inline void filter(room *m, const sample_row &s, bool has_firs
         if (!is_asked(s, by, has_first)) continue;
         if (by == TYPICAL_P) {
             uint32_t mean = mean_halvings(m);
-            if (threadIdx.x == 0) {
-                m->mean = mean;
-                m->typical = true;
-            }
+            if (threadIdx.x == 0) m->mean = mean;
             __syncthreads();
         }
         uint64_t tokens = by == TOP_K ? (uint64_t)s.top_k : ALL, enough = ALL;
@@ -434,6 +433,7 @@ static __device__ inline void filter(room *m, const sample_row &s, bool has_firs
             enough =
                 share_of(sum_left(m, m->pieces, m->V), by == TYPICAL_P ? s.typical_p : s.top_p);
         keep_first(m, by == TYPICAL_P ? BY_TYPICAL : BY_CHANCE, tokens, enough);
+        if (by == TYPICAL_P) drop_atypical(m);
         sum_pieces(m);
     }
     if (s.min_p > 0) {

@@ -16,7 +16,8 @@
 
 #include <type_traits>
 
-enum { ROWS = ATTENTION_TILE, WARPS = ROWS / 16, THREADS = WARPS * WARP, STAGES = 2 };
+enum { ROWS = ATTENTION_TILE, STAGES = 2 };
+static_assert(ROWS == 16 * WARPS);
 
 /* 16 rows and columns of a tile, as the left side of products. */
 struct operand {
@@ -292,7 +293,7 @@ template <typename T, int N> struct copy_source {
 /* The same in boxes, each copied by one thread of another warp, of which the first is `warp`. */
 template <typename T, int N> struct box_source {
     enum { DOWN = N / (int)T::BOX_ROWS, BOXES = DOWN * (int)T::D / BOX_COLS };
-    static_assert(N % (int)T::BOX_ROWS == 0 && (int)T::PANEL == BOX_COLS && BOXES <= (int)WARPS);
+    static_assert(N % (int)T::BOX_ROWS == 0 && (int)T::PANEL == BOX_COLS && (int)BOXES <= WARPS);
     const box_map *map;
     uint64_t *barrier;
     int b, row, head;

@@ -21,7 +21,7 @@ int cuda_rows_product(gpt_ctx *ctx, const product *p, bool early);
 
 #ifdef CUDA_QUANT
 /* One of a few rows with p->b in this table's form; else 0: product_quant.cu, product_packed.cu. */
-#define cuda_quant_product CUDA_NAME(quant_product)
+#define cuda_quant_product CUDA_FORM_NAME(quant_product)
 int cuda_quant_product(gpt_ctx *ctx, const product *p);
 #endif
 

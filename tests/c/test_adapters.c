@@ -223,10 +223,17 @@ static void check_recompute(const family *f, gpt_lora lora, float dropout) {
 static void test_recompute(void) {
     EACH_PLACE {
         for (int f = 0; f < families_here(); f++) {
-            check_recompute(&families[f], none, 0);
-            check_recompute(&families[f], none, 0.2f);
-            check_recompute(&families[f], lora_of(&families[f].config, 0, 0.3f), 0.2f);
-            check_recompute(&families[f], lora_of(&families[f].config, f % 3, 0), 0);
+            const gpt_config *c = &families[f].config;
+            gpt_lora dropped = lora_of(c, 0, 0.3f), plain = lora_of(c, f % 3, 0);
+            /* With short sizes a family has one of each pair. */
+            if (!test_is_short() || f % 2) {
+                check_recompute(&families[f], none, 0);
+                check_recompute(&families[f], dropped, 0.2f);
+            }
+            if (!test_is_short() || f % 2 == 0) {
+                check_recompute(&families[f], none, 0.2f);
+                check_recompute(&families[f], plain, 0);
+            }
         }
     }
 }

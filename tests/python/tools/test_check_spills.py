@@ -15,15 +15,14 @@ ptxas info    : Function properties for _Z11norm_kernelILi8ELi64EEv9norm_args
     {stack} bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, {stack} bytes cumulative stack size
 """
-HOT = (
-    "attention_bf16",
-    "attention_decode",
-    "norm",
-    "classifier",
-    "experts",
-    "product_few",
-    "product_rows_bf16",
-    "small_bf16",
+HOT = ("attention_bf16", "norm", "small_bf16", "vector_attention_bf16")
+HOT_KERNELS = (
+    "attention_decode_kernel",
+    "classifier_kernel",
+    "expert_product_kernel",
+    "few_expert_kernel",
+    "few_product_kernel",
+    "rows_product_kernel",
 )
 
 
@@ -32,6 +31,9 @@ def log(stack: int = 0, spill: int = 0, file: str = "norm", dtype: str = "bf16")
     text = "".join(
         STEP.format(dtype="bf16", file=name) + KERNEL.format(arch=80, stack=0, spill=0)
         for name in HOT
+    ) + "".join(
+        KERNEL.format(arch=80, stack=0, spill=0).replace("11norm_kernel", f"{len(name)}{name}")
+        for name in HOT_KERNELS
     )
     return (
         text
@@ -51,7 +53,7 @@ def run(tmp_path: Path, text: str) -> tuple[int, str]:
 def test_all_is_well(tmp_path: Path) -> None:
     code, out = run(tmp_path, log())
     assert code == 0
-    assert out.endswith(f"{len(HOT) + 1} hot kernels, 0 of them spill\n")
+    assert out.endswith(f"{len(HOT) + len(HOT_KERNELS) + 1} hot kernels, 0 of them spill\n")
     assert "sm_90    norm: norm_kernel<8, 64>, 40 registers\n" in out
 
 
@@ -81,4 +83,10 @@ def test_other_kernels_may(tmp_path: Path) -> None:
 def test_a_log_without_kernels_proves_nothing(tmp_path: Path) -> None:
     code, out = run(tmp_path, "ninja: no work to do.\n")
     assert code == 1
-    assert f"no kernels of {', '.join(sorted(HOT))}" in out
+    assert f"none of {', '.join(sorted((*HOT, *HOT_KERNELS)))}:" in out
+
+
+def test_a_hot_kernel_of_a_file_that_is_not_checked_is_missing(tmp_path: Path) -> None:
+    code, out = run(tmp_path, log().replace("17classifier_kernel", "17otherwise__kernel"))
+    assert code == 1
+    assert "none of classifier_kernel:" in out
