@@ -17,7 +17,6 @@ from gptc.tokenizer.scored import (
     UNKNOWN,
     USER_DEFINED,
     Scored,
-    read_proto,
     type_of,
 )
 
@@ -183,7 +182,7 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
 def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
     """The vocabulary of a SentencePiece model. GptcError when more than scores decide its cuts."""
     pieces, scores, types = tokenizer.scored_pieces()  # GptcError for a damaged model
-    facts = read_proto(tokenizer.proto)
+    facts = tokenizer.facts
     if not facts.is_bpe:
         raise GptcError("this SentencePiece model is not of the sort BPE (unigram)")
     if facts.normalizes:

@@ -425,15 +425,16 @@ class SentencePieceTokenizer(PretrainedTokenizer):
     def scored_pieces(self) -> tuple[list[str], list[float], list[int]]:
         """Texts, scores and sorts of all pieces: the sorts are numbered as in its proto."""
         scores = list(self._model.get_score(list(range(self.vocab_size))))
-        return list(self._texts), scores, list(self._facts.types)
+        return list(self._texts), scores, list(self.facts.types)
 
     def cut(self, data: bytes | bytearray) -> int:
-        if self._facts.is_words:  # the last one may become longer, and another token
+        if self.facts.is_words:  # the last one may become longer, and another token
             data = data[: max(data.rfind(b" "), data.rfind(b"\n"), 0)]
         return super().cut(data)
 
     @cached_property
-    def _facts(self) -> Proto:
+    def facts(self) -> Proto:
+        """What its proto says. GptcError when it is damaged."""
         try:
             return read_proto(self.proto)
         except ValueError:

@@ -63,6 +63,20 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+# Commands of one process: the hub's client takes a second to import. It reads variables then.
+COMMANDS = """
+import contextlib, io, json, sys
+from gptc.cli import run
+found = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
 def test_a_model_by_its_name_on_the_hub(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     folder = make_checkpoint(config("llama"), folder=tmp_path / "source").path
@@ -72,36 +86,37 @@ def test_a_model_by_its_name_on_the_hub(config: Config, tmp_path: Path) -> None:
     here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
     here |= {"HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "gptc", *arguments], cwd=tmp_path, text=True,
-            capture_output=True, env={**os.environ, **here, **environment}, check=False,
+    def run(*commands: list[str], **environment: str) -> list[tuple[int, str, str]]:
+        ran = subprocess.run(
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=tmp_path, text=True,
+            capture_output=True, env={**os.environ, **here, **environment}, check=True,
         )  # fmt: skip
+        return [tuple(found) for found in json.loads(ran.stdout)]
 
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
+    sizes = ["--steps", "1", "--batch-size", "1", "--seq-len", "16", "--eval-batches", "1"]
     try:
-        ran = run("infer", "-m", "owner/tiny", "-p", "Once", "--max-tokens", "3")
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.startswith("Once")
-        (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
-        sizes = ("--steps", "1", "--batch-size", "1", "--seq-len", "16", "--eval-batches", "1")
-        ran = run("train", "--init-from", "owner/tiny", "--data", "text.txt", *sizes)
-        assert ran.returncode == 0, ran.stderr
-        assert "saved runs/tiny-text/ckpt-000001" in ran.stderr
-        ran = run("import", "owner/tiny", "--out", "got")
-        assert ran.returncode == 0, ran.stderr
-        assert np.array_equal(
-            Checkpoint(tmp_path / "got").read("wte.weight"), Checkpoint(folder).read("wte.weight")
+        inferred, trained, imported, described, unknown, mistyped = run(
+            ["infer", "-m", "owner/tiny", "-p", "Once", "--max-tokens", "3"],
+            ["train", "--init-from", "owner/tiny", "--data", "text.txt", *sizes],
+            ["import", "owner/tiny", "--out", "got"],
+            ["info", "got", "--json"],
+            ["import", "owner/other", "--out", "no"],
+            ["infer", "-m", "runs/tiny-texd"],
         )
-        ran = run("info", "got", "--json")
-        assert ran.returncode == 0
-        ran = run("import", "owner/other", "--out", "no")
-        assert ran.returncode == 1
-        words = "owner/other does not exist here; check the path. Nor can a model of that name be"
-        assert ran.stderr.startswith(f"gptc: error: {words} downloaded: the hub knows no such")
-        assert len(ran.stderr.splitlines()) == 1
-        ran = run("infer", "-m", "runs/tiny-texd")
-        assert "does not exist here; did you mean runs/tiny-text? Nor can" in ran.stderr
     finally:
         server.shutdown()
-    again = run("import", "owner/tiny", "--out", "again", HF_HUB_OFFLINE="1")
-    assert again.returncode == 0, again.stderr
+    for code, _, said in (inferred, trained, imported, described):
+        assert code == 0, said
+    assert inferred[1].startswith("Once")
+    assert "saved runs/tiny-text/ckpt-000001" in trained[2]
+    assert np.array_equal(
+        Checkpoint(tmp_path / "got").read("wte.weight"), Checkpoint(folder).read("wte.weight")
+    )
+    assert unknown[0] == 1
+    words = "owner/other does not exist here; check the path. Nor can a model of that name be"
+    assert unknown[2].startswith(f"gptc: error: {words} downloaded: the hub knows no such")
+    assert len(unknown[2].splitlines()) == 1
+    assert "does not exist here; did you mean runs/tiny-text? Nor can" in mistyped[2]
+    ((code, _, said),) = run(["import", "owner/tiny", "--out", "again"], HF_HUB_OFFLINE="1")
+    assert code == 0, said
