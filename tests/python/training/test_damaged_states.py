@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """made(way) is a run of two ranks, made once."""
+    """made(way) is a run of two ranks; one job makes them all."""
     folder = tmp_path_factory.mktemp("made")
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat. " * 400)
@@ -44,16 +44,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "seq_len": 8, "batch_size": 2, "steps": 2, "eval_every": 2, "threads": 1, "device": "cpu",
         "dtype": "fp32",
     }  # fmt: skip
+    commands = {
+        way: ["train", *as_arguments({**options, **changes, "out": folder / way})]
+        for way, changes in WAYS.items()
+    }
+    for found in outcomes(commands, folder):
+        for code, _, said in found.values():
+            assert code == 0, said
+    return lambda way: folder / way
 
-    def run(way: str) -> Path:
-        out = folder / way
-        if not out.exists():
-            out.mkdir()
-            codes, errors = connected_job(out, options | WAYS[way], "train")
-            assert codes == [0, 0], errors
-        return out / "run"
 
-    return run
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    return [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+
+
+def outcomes(commands: dict[str, list[str]], folder: Path) -> list[dict[str, Any]]:
+    """The exit code and the output of each command, of two ranks."""
+    codes, errors = connected_job(folder, commands, "commands")
+    assert codes == [0, 0], errors
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def changed(run: Path, folder: Path, change: Callable[[Tensors], object], **trainer: Any) -> Path:
@@ -73,20 +82,18 @@ def changed(run: Path, folder: Path, change: Callable[[Tensors], object], **trai
     return copy
 
 
-def resumed(run: Path, folder: Path) -> str:
-    """The only error of two ranks that resume a run, or ""."""
-    arguments = ["train", "--resume", str(run), "--steps", "3"]
-    codes, _ = connected_job(folder, {"resume": arguments}, "commands")
-    assert codes == [0, 0]
-    errors = []
-    for rank in (0, 1):
-        code, _, said = json.loads((folder / f"rank{rank}.json").read_text())["resume"]
-        assert "Traceback" not in said
-        found = [line for line in said.splitlines() if line.startswith("gptc: error: ")]
-        assert code or not found
-        errors += found
-    assert len(errors) <= 1, errors
-    return errors[0] if errors else ""
+def resumed(runs: dict[str, Path], folder: Path) -> dict[str, str]:
+    """The only error of two ranks that resume each run, or ""."""
+    commands = {way: ["train", "--resume", str(run), "--steps", "3"] for way, run in runs.items()}
+    errors: dict[str, list[str]] = {way: [] for way in runs}
+    for found in outcomes(commands, folder):
+        for way, (code, _, said) in found.items():
+            assert "Traceback" not in said
+            lines = [line for line in said.splitlines() if line.startswith("gptc: error: ")]
+            assert code or not lines
+            errors[way] += lines
+    assert all(len(lines) <= 1 for lines in errors.values()), errors
+    return {way: "".join(lines) for way, lines in errors.items()}
 
 
 def shaped(*names: str) -> Callable[[Tensors], object]:
@@ -96,21 +103,24 @@ def shaped(*names: str) -> Callable[[Tensors], object]:
 NAME = "h.0.attn.qkv.weight"
 
 
-@pytest.mark.parametrize(
-    ("way", "stored"),
-    [("zero", f"v.{NAME}"), ("apart", f"rank1.m.{NAME}"), ("wire", f"rank1.residual.{NAME}")],
-)
 def test_a_wrong_shape_of_a_rank_is_one_line(
-    made: Callable[[str], Path], tmp_path: Path, gptc: Any, way: str, stored: str
+    made: Callable[[str], Path], tmp_path: Path, gptc: Any
 ) -> None:
-    run = changed(made(way), tmp_path, shaped(stored))
-    verified = gptc("verify", run)
-    assert verified.code == 1
-    assert f"{STATE} has {stored} with the shape (3,), not (" in verified.err
-    assert gptc("info", run).code == 0
-    error = resumed(run, tmp_path)
-    assert STATE in error
-    assert stored in error
+    wrong = {
+        "zero": f"v.{NAME}", "apart": f"rank1.m.{NAME}", "wire": f"rank1.residual.{NAME}",
+    }  # fmt: skip
+    runs = {}
+    for way, stored in wrong.items():
+        (tmp_path / way).mkdir()
+        runs[way] = changed(made(way), tmp_path / way, shaped(stored))
+        verified = gptc("verify", runs[way])
+        assert verified.code == 1
+        assert f"{STATE} has {stored} with the shape (3,), not (" in verified.err
+        assert gptc("info", runs[way]).code == 0
+    errors = resumed(runs, tmp_path)
+    for way, stored in wrong.items():
+        assert STATE in errors[way]
+        assert stored in errors[way]
 
 
 @pytest.mark.parametrize("stored", [f"m.{NAME}", f"v.{NAME}"])
