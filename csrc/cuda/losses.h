@@ -1,4 +1,4 @@
-/* losses.h: the losses of a chunk of logits, and what they become of it. */
+/* losses.h: the losses of a chunk of logits, and the gradient that takes their place. */
 #ifndef CUDA_LOSSES_H
 #define CUDA_LOSSES_H
 
