@@ -66,9 +66,10 @@ def test_a_failure_at_the_same_time_fails_the_run(tmp_path: Path, inner: str) ->
     assert run(tmp_path, "true", "true").returncode == 0
 
 
-def test_cpu_seconds_are_those_of_their_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("main", ["true", "sleep 3"])  # the side ends later, or before
+def test_cpu_seconds_are_those_of_their_stage(tmp_path: Path, main: str) -> None:
     busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 1.1: pass'"
-    ran = run(tmp_path, busy, "true")
+    ran = run(tmp_path, busy, main)
     found = re.findall(r"(\d+) CPU s  (?:ok      )?(\w+)", ran.stdout)
     assert {name: int(seconds) for seconds, name in found} == {
         "first": 0,
