@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from gptc.generation.options import Sampling
 
 if TYPE_CHECKING:
     from gptc.data.dataset import Dataset
+    from gptc.engine.world import World
     from gptc.eval.loss import Evaluation
     from gptc.formats.model_file import ModelFile
 
@@ -155,108 +157,155 @@ def eval_command(
         refuse_others(context, {"model", "data", "split", "as_json"})
         evaluate_counted(Path(model), data, split, as_json)
         return
-    from gptc.checkpoint.compatible import trained_packing
-    from gptc.checkpoint.facade import load_model, on_newest
+    from gptc.checkpoint.facade import on_newest
     from gptc.data.preparation import is_text_file
     from gptc.engine.world import join
-    from gptc.eval.loss import check_cache, check_windows, evaluate
 
     sampling = {k: v for k, v in given_sampling.items() if v is not None and v != ()}
     world = join()
-    if tasks and world.size > 1:
-        raise world.refusal("--task asks its questions in one process: leave out mpirun")
     world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
+    options = {"device": device, "threads": threads, "kv_dtype": kv_dtype}
     if tasks:
-        given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram,
-                 "--stride": stride, "--batches": batches, "--seq-len": seq_len,
-                 "--packing": packing}  # fmt: skip
-        if wrong := [name for name, value in given.items() if value]:
-            raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
-        options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
+        _check_tasks(world, context.params)
         shown = _progress(as_json, "questions", "")
+        options["dtype"] = dtype
         run_tasks(model, tasks, options, as_json, shown, run_code, samples, sampling)
         return
     if option := given_for_code(run_code, samples, sampling):
         raise UsageError(f"{option} is for --task FILE: add one")
-    if split is None:
-        split = "all" if data is not None and is_text_file(data) else "val"
-    chosen = split
+    split = split or ("all" if data is not None and is_text_file(data) else "val")
+    windows = _Windows(data, split, batch_size, seq_len, stride, packing, batches, kv_dtype)
+    world.together(lambda: _check(world, device, ngram, split))
+    options["threads"], model = agreed_threads(world, threads), agreed_model(world, model)
+    dtypes = [dtype, *dict.fromkeys(quantize)]
+    with world.ending_together():
+        measured = on_newest(
+            model, lambda file: _measure(file, windows, dtypes, options, world, as_json)
+        )
+    if world.rank == 0:
+        _print(measured, windows, ngram, as_json)
 
-    def check() -> None:
-        world.check_device(device, "evaluate")
-        if ngram and chosen != "val":
-            raise UsageError(
-                f"--ngram counts the training split, which --split {chosen} contains: use --split "
-                "val"
-            )
 
-    world.together(check)
-    threads, model = agreed_threads(world, threads), agreed_model(world, model)
-    loading = {"device": device, "threads": threads, "max_batch": batch_size, "kv_dtype": kv_dtype}
-    quiet = as_json or world.rank > 0
-    caches = (None,) if kv_dtype == "auto" else ("auto", kv_dtype)
+def _check_tasks(world: World, params: dict[str, Any]) -> None:
+    """GptcError for ranks, UsageError for an option of a loss: --task has neither."""
+    if world.size > 1:
+        raise world.refusal("--task asks its questions in one process: leave out mpirun")
+    for name in ("data", "split", "quantize", "ngram", "stride", "batches", "seq_len", "packing"):
+        if params[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is for a loss, and --task has questions: leave one out")
 
-    def open_data(checkpoint: ModelFile) -> tuple[Dataset, str]:
-        dataset, name = _dataset(checkpoint, data, world.rank > 0)
+
+def _check(world: World, device: str, ngram: int | None, split: str) -> None:
+    """GptcError for a device that ranks cannot share, UsageError for --ngram on what it counts."""
+    world.check_device(device, "evaluate")
+    if ngram and split != "val":
+        raise UsageError(
+            f"--ngram counts the training split, which --split {split} contains: use --split val"
+        )
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows that a loss is measured on, as the options name them."""
+
+    data: str | None  # None = the dataset of the model's run
+    split: str
+    batch_size: int
+    seq_len: int | None  # None = the model's context
+    stride: int | None  # None = seq_len
+    packing: str | None  # None = as the model was trained
+    batches: int | None  # None = all
+    kv_dtype: str
+
+    def open(self, checkpoint: ModelFile, quiet: bool) -> tuple[Dataset, str]:
+        """The dataset in the model's tokens, and its name. An error if it has no such windows."""
+        from gptc.checkpoint.compatible import trained_packing
+        from gptc.eval.loss import check_cache, check_windows
+
+        dataset, name = _dataset(checkpoint, self.data, quiet)
         context = checkpoint.config.block_size
-        if seq_len is not None and seq_len > context:
+        if self.seq_len is not None and self.seq_len > context:
             raise UsageError(
-                f"--seq-len is {seq_len}; the model's context allows at most {context}"
+                f"--seq-len is {self.seq_len}; the model's context allows at most {context}"
             )
-        check_windows(dataset, split, seq_len or context, name)
-        if dataset.is_chats and packing:
-            raise UsageError(f"--packing {packing} is for texts, and {name} has conversations")
-        if not dataset.is_chats and (packing or trained_packing(checkpoint)) == "documents":
+        check_windows(dataset, self.split, self.seq_len or context, name)
+        if dataset.is_chats and self.packing:
+            raise UsageError(f"--packing {self.packing} is for texts, and {name} has conversations")
+        if not dataset.is_chats and (self.packing or trained_packing(checkpoint)) == "documents":
             dataset.keep_apart()
-        if kv_dtype != "auto":
-            check_cache(dataset, kv_dtype)
+        if self.kv_dtype != "auto":
+            check_cache(dataset, self.kv_dtype)
         return dataset, name
 
-    def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
-        if world.size > 1:  # ranks of a host share its files
-            world.together(lambda: None if world.local_rank else open_data(checkpoint))
-        dataset, name = world.together(lambda: open_data(checkpoint))
-        rows: list[dict[str, Any]] = []
-        for kind in (dtype, *dict.fromkeys(quantize)):
-            load = partial(load_model, checkpoint, dtype=kind, **loading)
-            with world.together(load) as gpt:
-                for cache in caches:
-                    result = evaluate(
-                        gpt,
-                        dataset,
-                        split,
-                        batch_size=batch_size,
-                        seq_len=seq_len,
-                        n_batches=batches,
-                        kv_dtype=cache,
-                        stride=stride,
-                        world=world,
-                        progress=_progress(quiet, gpt.dtype),
-                    )
-                    first = rows[0]["bpb"] if rows else None
-                    rows.append(_row(gpt.dtype, cache, _packing(dataset), result, first))
-        return checkpoint, dataset, name, rows
 
-    with world.ending_together():
-        checkpoint, dataset, name, rows = on_newest(model, measure)
-    if world.rank:
-        return
-    if split == "all" and _is_training_data(checkpoint, data):
+@dataclass(frozen=True)
+class _Measured:
+    """The losses of a model on a dataset: a row (`_row`) for each data type and KV cache."""
+
+    checkpoint: ModelFile
+    dataset: Dataset
+    name: str  # of the dataset
+    rows: list[dict[str, Any]]
+
+
+def _measure(
+    checkpoint: ModelFile,
+    windows: _Windows,
+    dtypes: list[str],
+    options: dict[str, Any],
+    world: World,
+    as_json: bool,
+) -> _Measured:
+    """The losses of a model, by all ranks. `options` are those of `load_model`."""
+    from gptc.checkpoint.facade import load_model
+    from gptc.eval.loss import evaluate
+
+    quiet = as_json or world.rank > 0
+    opened = partial(windows.open, checkpoint, world.rank > 0)
+    if world.size > 1:  # ranks of a host share its files
+        world.together(lambda: None if world.local_rank else opened())
+    dataset, name = world.together(opened)
+    rows: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        load = partial(load_model, checkpoint, dtype=dtype, max_batch=windows.batch_size, **options)
+        with world.together(load) as gpt:
+            for cache in (None,) if windows.kv_dtype == "auto" else ("auto", windows.kv_dtype):
+                result = evaluate(
+                    gpt,
+                    dataset,
+                    windows.split,
+                    batch_size=windows.batch_size,
+                    seq_len=windows.seq_len,
+                    n_batches=windows.batches,
+                    kv_dtype=cache,
+                    stride=windows.stride,
+                    world=world,
+                    progress=_progress(quiet, gpt.dtype),
+                )
+                first = rows[0]["bpb"] if rows else None
+                rows.append(_row(gpt.dtype, cache, _packing(dataset), result, first))
+    return _Measured(checkpoint, dataset, name, rows)
+
+
+def _print(measured: _Measured, windows: _Windows, ngram: int | None, as_json: bool) -> None:
+    """The losses as lines or as JSON, with those of n-grams up to an order."""
+    checkpoint, dataset, rows = measured.checkpoint, measured.dataset, measured.rows
+    split = windows.split
+    if split == "all" and _is_training_data(checkpoint, windows.data):
         click.echo(
             "note: the model was trained on a part of this text; --split val measures the rest",
             err=True,
         )
     counted = _count(dataset, split, ngram, rows[0]) if ngram else []
     if as_json:
-        answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
-        click.echo(
-            json.dumps(
-                {**answer, "results": rows, **({"ngrams": counted} if ngram else {})}, indent=2
-            )
-        )
+        answer: dict[str, Any] = {"model": str(checkpoint.path), "data": str(dataset.folder)}
+        answer |= {"split": split, "results": rows} | ({"ngrams": counted} if ngram else {})
+        click.echo(json.dumps(answer, indent=2))
         return
     contexts = "by document, " if _packing(dataset) == "documents" else ""
-    click.echo(f"{checkpoint.path} on {name} ({split}, {contexts}{rows[0]['tokens']:,} tokens)")
+    tokens = f"{split}, {contexts}{rows[0]['tokens']:,} tokens"
+    click.echo(f"{checkpoint.path} on {measured.name} ({tokens})")
     _print_rows(rows)
     _print_ngrams(counted)
 

@@ -33,6 +33,8 @@ from gptc.generation.options import (
 from gptc.settings import declared
 
 if TYPE_CHECKING:
+    from gptc.checkpoint.merged import AdapterSet
+    from gptc.cli.writer import Writer
     from gptc.engine.model import Model
     from gptc.engine.world import World
     from gptc.formats.model_file import ModelFile
@@ -143,52 +145,26 @@ def infer_command(
     a terminal; elsewhere the model begins a new document. The text goes to standard output, all
     else to standard error. With --chat or --messages, a model that was taught to talk answers.
     """
+    from gptc.cli.counted import TAKEN, refuse_others, write_samples
+    from gptc.cli.interactive import is_terminal
     from gptc.engine.world import join
+    from gptc.eval.ngram_file import is_ngrams
 
     talk = ChatOptions(**{name: given.pop(name) for name in declared(ChatOptions)})
     conversing = talk.chat or talk.messages is not None
-    prompted = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
-    named = {name: value is not None for name, value in prompted.items()}
-
-    def checked() -> dict[str, Any]:
-        """The checked options of `make_request`."""
-        if world.size > 1:
-            _check_ranks(world, prompts, device)
-        outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
-        _check_outputs(outputs, given)
-        _exclusive({"--no-echo": no_echo, "--json or --prompts": as_json or prompts is not None})
-        if conversing:
-            others = outputs | {"--no-echo": no_echo, "--beams": beams is not None}
-            _check_talk(context, talk, others)
-        elif talk.system is not None or talk.chat_template is not None:
-            name = "--chat-template" if talk.system is None else "--system"
-            raise UsageError(f"{name} is for conversations: add --chat or --messages FILE")
-        if beams:
-            _refuse_with_beams(context, outputs | {"--draft": draft is not None})
-        if conversing and _is_default(context, "max_tokens"):
-            given["max_tokens"] = ANSWER_TOKENS
-        options = _options(given, () if raw else ANSWER_STOP if conversing else DEFAULT_STOP)
-        _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
-        return options
-
     world = join()
     world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
     random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
-    options = world.together(checked)
-    from gptc.cli.counted import TAKEN, refuse_others, write_samples
-    from gptc.cli.interactive import converse, is_terminal
-    from gptc.eval.ngram_file import is_ngrams
-
-    asks = not (any(named.values()) or as_json or raw or conversing) and is_terminal()
+    options = world.together(lambda: _checked(context, world, talk, given))
+    has_prompt = prompt is not None or prompt_file is not None or prompts is not None
+    asks = not (has_prompt or as_json or raw or conversing) and is_terminal()
     text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
     if model is not None and is_ngrams(model):
         refuse_others(context, TAKEN)
         write_samples(Path(model), text, options, as_json, not no_echo, random_seed)
         return
     begin = _read_messages(talk)
-    from gptc.checkpoint.facade import load_model, on_newest
-    from gptc.checkpoint.merged import AdapterSet, parse_adapters
-    from gptc.cli.prompts import answer
+    from gptc.checkpoint.facade import on_newest
     from gptc.cli.writer import Writer
 
     if world.size > 1:
@@ -198,19 +174,10 @@ def infer_command(
     loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
 
     def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model, AdapterSet | None]:
-        several = AdapterSet(file, *parse_adapters(adapters)) if adapters else None
         tokenizer = file.tokenizer()
         if conversing:  # before the weights are read
-            from gptc.cli.chat import find_template
-
-            begin["chat_template"] = find_template(
-                tokenizer, talk.chat_template, begin.get("tools")
-            )
-        with _made_ready(tokenizer):
-            lora = {"lora": several.lora} if several else {}
-            gpt = load_model(file, dtype=quantize or dtype, **loading, **lora)
-        if several:
-            several.use(gpt, several.names[0])
+            begin["chat_template"] = _template(tokenizer, talk, begin)
+        several, gpt = _load(file, tokenizer, adapters, {"dtype": quantize or dtype, **loading})
         return file, tokenizer, gpt, several
 
     with ExitStack() as stack:
@@ -230,17 +197,81 @@ def infer_command(
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:
+            from gptc.cli.prompts import answer
+
             answer(prompts, gpt, tokenizer, options, batch_size, writer.draft, several, world)
         elif asks:
-            if tokenizer.marks.templates:
-                click.echo("note: this model was taught to talk; add --chat for that", err=True)
-            converse(writer.answer)
+            _ask(writer, tokenizer)
         elif as_json:
             writer.print_json(text)
         elif raw:
             writer.write_raw(text, echo=not no_echo)
         else:
             writer.write(text, echo="" if no_echo else text)
+
+
+def _checked(
+    context: click.Context, world: World, talk: ChatOptions, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The checked options of `make_request`. UsageError for those that exclude each other.
+
+    `given` are the options of a text and of sampling.
+    """
+    params = context.params
+    by_line, beams = params["prompts"] is not None, params["beams"] is not None
+    conversing = talk.chat or talk.messages is not None
+    if world.size > 1:
+        _check_ranks(world, params["prompts"], params["device"])
+    outputs = {"--json": params["as_json"], "--raw": params["raw"], "--prompts": by_line}
+    _check_outputs(outputs, given)
+    as_json = params["as_json"] or by_line
+    _exclusive({"--no-echo": params["no_echo"], "--json or --prompts": as_json})
+    if conversing:
+        _check_talk(context, talk, outputs | {"--no-echo": params["no_echo"], "--beams": beams})
+    elif talk.system is not None or talk.chat_template is not None:
+        name = "--chat-template" if talk.system is None else "--system"
+        raise UsageError(f"{name} is for conversations: add --chat or --messages FILE")
+    if beams:
+        _refuse_with_beams(context, outputs | {"--draft": params["draft"] is not None})
+    if conversing and _is_default(context, "max_tokens"):
+        given["max_tokens"] = ANSWER_TOKENS
+    stop = () if params["raw"] else ANSWER_STOP if conversing else DEFAULT_STOP
+    options = _options(given, stop)
+    prompts = {"-p": "prompt", "--prompt-file": "prompt_file", "--prompts": "prompts"}
+    named = {flag: params[name] is not None for flag, name in prompts.items()}
+    _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
+    return options
+
+
+def _template(tokenizer: Tokenizer, talk: ChatOptions, begin: dict[str, Any]) -> Any:
+    """The chat template of a conversation with these tools."""
+    from gptc.cli.chat import find_template
+
+    return find_template(tokenizer, talk.chat_template, begin.get("tools"))
+
+
+def _load(
+    file: ModelFile, tokenizer: Tokenizer, adapters: tuple[str, ...], options: dict[str, Any]
+) -> tuple[AdapterSet | None, Model]:
+    """The model, which uses the first adapter. `options` are those of `load_model`."""
+    from gptc.checkpoint.facade import load_model
+    from gptc.checkpoint.merged import AdapterSet, parse_adapters
+
+    several = AdapterSet(file, *parse_adapters(adapters)) if adapters else None
+    with _made_ready(tokenizer):
+        gpt = load_model(file, **options, **({"lora": several.lora} if several else {}))
+    if several:
+        several.use(gpt, several.names[0])
+    return several, gpt
+
+
+def _ask(writer: Writer, tokenizer: Tokenizer) -> None:
+    """Continues each prompt that is typed."""
+    from gptc.cli.interactive import converse
+
+    if tokenizer.marks.templates:
+        click.echo("note: this model was taught to talk; add --chat for that", err=True)
+    converse(writer.answer)
 
 
 def _check_ranks(world: World, prompts: Path | None, device: str) -> None:
