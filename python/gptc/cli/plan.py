@@ -62,16 +62,17 @@ def plan_command(
 ) -> None:
     """Print the plan of a training run: parameters, FLOPs, memory, time.
 
-    Takes the options of gptc train. Data that is not prepared yet is prepared. Two seconds of
+    Takes the options of gptc train. Data that is not prepared yet is prepared. A few seconds of
     training, which are discarded, give the time. With --find-lr, 120 more steps give the range of
-    learning rates. With --ranks, also the memory of each rank; with
-    --link, the time of their steps.
+    learning rates. With --ranks, also the memory of each rank; with --link, the time of their
+    steps.
     """
     from gptc.checkpoint.names import ROOT
     from gptc.engine.options import Options
     from gptc.files.process import age_s
     from gptc.training import cluster
     from gptc.training.folder import default_name
+    from gptc.training.horizon import few_rows
     from gptc.training.lr_range import check_range, draw_range, find_range
     from gptc.training.parallel import check_ranks, check_sequences, without_effect
     from gptc.training.plan import described, forecast
@@ -99,6 +100,9 @@ def plan_command(
             check_sequences(setup.options, ranks)
         folder = Path(options.out or ROOT / default_name(setup.options))
         trainer = Trainer(setup, show, folder)
+        n_rows = few_rows(setup.loader, setup.plan, setup.peak_flops)
+        if n_rows < setup.loader.batch_size:
+            show.note(f"a pass is long here: timing {n_rows} of its {setup.loader.batch_size} rows")
         found = forecast(setup, trainer, folder, before_s)
         lines = list(header(setup, trainer.sample_bytes()))  # with the steps that it has found
         latency = cluster.LATENCY_US if latency is None else latency

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gptc.checkpoint.facade import Model
 from gptc.data.loader import Loader
+from gptc.engine.options import Plan
 from gptc.errors import UsageError
 from gptc.training.growth import Growth
 from gptc.training.options import LIMITS, TrainOptions
@@ -129,14 +130,25 @@ def count_multiples(first: int, last: int, every: int, other: int | None = None)
     return each + others - shared + (not ends)
 
 
-def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
-    """Seconds per step, measured on a few passes whose gradients are discarded.
+def few_rows(loader: Loader, plan: Plan, peak_flops: float, most_s: float = 1.0) -> int:
+    """Rows of a pass that takes `most_s` seconds if each has the processor's peak (FLOP/s).
+
+    At least one and at most a batch. Conversations have whole batches, since their rows differ.
+    """
+    flops = plan.train_flops_per_token * loader.seq_len
+    few = min(loader.batch_size, max(1, int(most_s * peak_flops / flops)))
+    return loader.batch_size if loader.dataset.is_chats else few
+
+
+def time_step(model: Model, loader: Loader, grad_accum: int, n_rows: int) -> float:
+    """Seconds per step, measured on a few passes of `n_rows`, whose gradients are discarded.
 
     Batches of conversations differ in length, so each pass has another one.
     """
-    position = loader.position
+    position, whole = loader.position, loader.batch_size
+    loader.batch_size = n_rows
     batches = [loader.next_rows() for _ in range(3)]
-    loader.position = position
+    loader.position, loader.batch_size = position, whole
     last = batches.pop()
     model.backward(last.inputs, last.targets, positions=last.positions)
     begin = time.perf_counter()
@@ -144,4 +156,4 @@ def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
         model.backward(rows.inputs, rows.targets, positions=rows.positions)
     seconds = (time.perf_counter() - begin) / len(batches)
     model.zero_gradients()
-    return max(seconds * grad_accum, 1e-6)
+    return max(seconds * whole / n_rows * grad_accum, 1e-6)

@@ -33,7 +33,7 @@ from gptc.files.memory import available_bytes
 from gptc.files.whole import write_chunks
 from gptc.files.words import duration, few, plural
 from gptc.training.growth import Growth
-from gptc.training.horizon import count_multiples, count_saves
+from gptc.training.horizon import count_multiples, count_saves, few_rows
 from gptc.training.options import MOST_TOKENS
 from gptc.training.report import planned_bytes
 from gptc.training.schedule import optimizers
@@ -206,7 +206,7 @@ def largest_batch(setup: Setup) -> int | None:
 def _measure(setup: Setup, trainer: Trainer, folder: Path) -> Costs:
     """Seconds of each part. A pass and an update come before, which find memory and caches cold.
 
-    If that pass takes long, those that are timed have fewer rows, and its time is in proportion.
+    Where a pass takes long, it has fewer rows, and its time is in proportion.
     """
     options, model, loader = setup.options, setup.model, setup.loader
     passes: list[float] = []
@@ -224,10 +224,12 @@ def _measure(setup: Setup, trainer: Trainer, folder: Path) -> Costs:
         if setup.average:
             setup.average.update(1)
 
-    cold_s, whole = _timed(one_pass), loader.batch_size
-    first_s = cold_s + _timed(update)
+    whole, n_cold = loader.batch_size, few_rows(loader, setup.plan, setup.peak_flops)
+    loader.batch_size = n_cold
+    cold_s = _timed(one_pass)
+    cold_and_update_s = cold_s + _timed(update)
     if not setup.dataset.is_chats:
-        loader.batch_size = min(whole, max(1, int(whole * _TIMED_S / cold_s)))
+        loader.batch_size = min(n_cold, max(1, int(n_cold * _TIMED_S / cold_s)))
     sizes.clear()
     end = time.perf_counter() + 0.8 * CALIBRATION_S
     while (
@@ -242,7 +244,7 @@ def _measure(setup: Setup, trainer: Trainer, folder: Path) -> Costs:
     pass_s = float(np.mean(rates[usual(rates)])) * positions
     update_s = float(np.mean(np.array(updates)[usual(updates)]))
     return Costs(
-        max(0.0, first_s - pass_s - update_s),
+        max(0.0, cold_and_update_s - pass_s * n_cold / whole - update_s),
         pass_s,
         positions,
         update_s,
@@ -276,13 +278,14 @@ def _eval_s_of(setup: Setup, data: Dataset, most_s: float) -> float:
     """The same of a dataset, measured for `most_s` seconds."""
     options, model = setup.options, setup.model
     found, begin = [], time.perf_counter()
-    for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
+    n_rows = few_rows(setup.loader, setup.plan, setup.peak_flops)
+    for x, y in all_batches(data, "val", n_rows, options.seq_len, None):
         at = data.positions(x)
         found.append(_timed(lambda x=x, y=y, at=at: model.loss(x, y, at)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > most_s:
             break
     rest = np.array(found[1:] or found)
-    return float(np.mean(rest[usual(rest)]))
+    return float(np.mean(rest[usual(rest)])) * options.batch_size / n_rows
 
 
 def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:

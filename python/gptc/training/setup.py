@@ -38,7 +38,7 @@ from gptc.training.average import Average
 from gptc.training.defaults import defaults_for
 from gptc.training.diloco import Diloco
 from gptc.training.growth import check_growth
-from gptc.training.horizon import Horizon, time_step
+from gptc.training.horizon import Horizon, few_rows, time_step
 from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
 from gptc.training.residual import Residuals
@@ -233,8 +233,10 @@ def set_up(
         else:
             model.init(options.seed)
         average = average or _average(options, model)
-        step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
-        step_s = step_s and step_s / ranks
+        step_s = None
+        if options.minutes:
+            n_rows = few_rows(loader, plan, peak_flops)
+            step_s = time_step(model, loader, options.grad_accum, n_rows) / ranks
         horizon = Horizon(options, state, loader.epoch_tokens, step_s)
         ends = base is None and horizon.budget_s is None
         check_growth(options, dataset, horizon.steps if ends else None)

@@ -17,9 +17,10 @@ from gptc.cli.train import given_options
 from gptc.engine.options import plan_for
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import amount
+from gptc.training import horizon
 from gptc.training import plan as planning
 from gptc.training import setup as setting_up
-from gptc.training.horizon import count_multiples
+from gptc.training.horizon import count_multiples, few_rows
 from gptc.training.options import TrainOptions
 from gptc.training.plan import Costs, Forecast, forecast
 from gptc.training.progress import PlainProgress
@@ -367,6 +368,54 @@ def test_a_long_pass_is_timed_by_a_part_of_its_rows(
         assert sizes == [4, rows]
         assert costs.pass_positions == 4 * 16
         assert costs.pass_s == 4 / rows
+
+
+def _row_flops(setup: Setup) -> float:
+    return setup.plan.train_flops_per_token * setup.loader.seq_len
+
+
+def test_a_pass_has_the_rows_that_a_second_has_time_for(options: Options) -> None:
+    with _ready({**options, "batch_size": 4}) as setup:
+        for seconds, n in (0.1, 1), (1.0, 1), (2.5, 2), (4.0, 4), (9.0, 4):
+            assert few_rows(setup.loader, setup.plan, seconds * _row_flops(setup)) == n
+
+
+def test_a_slow_machine_times_few_rows(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass has a whole batch where that takes minutes, and the times are in proportion."""
+    monkeypatch.setattr(planning, "_timed", lambda call: (call(), 1.0)[1])
+    sizes: list[int] = []
+    with _ready({**options, "batch_size": 4}) as setup:
+        setup.peak_flops = 2 * _row_flops(setup)
+        for name in ("backward", "loss"):
+            real = getattr(setup.model, name)
+            monkeypatch.setattr(
+                setup.model,
+                name,
+                lambda x, *rest, _real=real, **more: (
+                    sizes.append(len(x)),
+                    _real(x, *rest, **more),
+                )[1],
+            )
+        costs = _measured(setup, options)
+        assert setup.loader.batch_size == 4
+    assert set(sizes) == {1, 2}  # the first pass and those of an evaluation; the others
+    assert (costs.pass_s, costs.eval_s) == (4.0, 2.0)
+
+
+def test_minutes_are_planned_by_few_rows(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _ready({**options, "batch_size": 4}) as setup:
+        real, sizes = setup.model.backward, []
+        monkeypatch.setattr(
+            setup.model,
+            "backward",
+            lambda x, *rest, **more: (sizes.append(len(x)), real(x, *rest, **more))[1],
+        )
+        times = iter([0.0, 6.0])
+        monkeypatch.setattr(horizon.time, "perf_counter", lambda: next(times))
+        position = setup.loader.position
+        assert horizon.time_step(setup.model, setup.loader, 3, 2) == 3.0 * 2 * 3
+        assert sizes == [2, 2, 2]
+        assert (setup.loader.position, setup.loader.batch_size) == (position, 4)
 
 
 @pytest.mark.parametrize(("seconds", "n"), [(1.0, 3), (3.0, 1)])
