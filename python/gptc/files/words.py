@@ -22,6 +22,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
+def span(seconds: float) -> str:
+    """A short duration in a unit that suits it: "0.35 ms", "812 ms", "8.4 s", "24:57"."""
+    if seconds < 1:
+        return f"{few(1e3 * seconds)} ms"
+    return f"{few(seconds)} s" if seconds < 100 else duration(seconds)
+
+
 def amount(n_bytes: float) -> str:
     """A number of bytes, in powers of 1000: "850 B", "12.3 MB", "1.4 GB"."""
     value, unit = float(n_bytes), "B"

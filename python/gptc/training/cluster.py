@@ -19,7 +19,7 @@ from typing import NamedTuple
 from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options, Plan, plan_for
 from gptc.errors import UsageError
-from gptc.files.words import amount, few, plural
+from gptc.files.words import amount, plural, span
 from gptc.training.diloco import MOST_NUMBERS, outer_bytes
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
@@ -213,7 +213,7 @@ def described(found: Cluster, link: str | None, every: int) -> Iterator[str]:
     for method in found.methods:
         how = f" with --sync-every {every or SYNC_EVERY}" if method.name == "DiLoCo" else ""
         yield (
-            f"  {link:<7} {method.name}{how}: {few(1e3 * method.step_s)} ms a step, "
+            f"  {link:<7} {method.name}{how}: {span(method.step_s)} a step, "
             f"{method.efficiency:.0%} of the speed without messages; "
             f"at most {plural(method.best_ranks, 'rank pays', 'ranks pay')}"
         )

@@ -31,7 +31,7 @@ from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.memory import available_bytes
 from gptc.files.whole import write_chunks
-from gptc.files.words import duration, few, plural
+from gptc.files.words import duration, plural, span
 from gptc.training.growth import Growth
 from gptc.training.horizon import count_multiples, count_saves, few_rows
 from gptc.training.options import MOST_TOKENS
@@ -165,18 +165,18 @@ def described(found: Forecast) -> Iterator[str]:
     """The lines of a plan that follow those of a run's start."""
     costs = found.costs
     yield (
-        f"  time    {_about(found.seconds)}: {few(found.start_s)} s to start, "
-        f"{plural(found.steps, 'step')} of {few(1e3 * found.step_s)} ms, "
+        f"  time    {_about(found.seconds)}: {span(found.start_s)} to start, "
+        f"{plural(found.steps, 'step')} of {span(found.step_s)}, "
         f"{plural(found.n_eval_batches, 'batch', 'batches')} to evaluate of "
-        f"{few(1e3 * costs.eval_s)} ms, {plural(found.n_saves, 'checkpoint')} of "
-        f"{few(1e3 * costs.save_s)} ms, {few(1e3 * costs.last_save_s)} ms at the end, "
-        f"{plural(found.n_samples, 'sample')} of {few(costs.sample_s)} s (measured in "
-        f"{found.calibration_s:.1f} s)"
+        f"{span(costs.eval_s)}, {plural(found.n_saves, 'checkpoint')} of "
+        f"{span(costs.save_s)}, {span(costs.last_save_s)} at the end, "
+        f"{plural(found.n_samples, 'sample')} of {span(costs.sample_s)} (measured in "
+        f"{span(found.calibration_s)})"
     )
     yield (
         f"  pace    {found.tokens_per_s:,.0f} tokens/s, {found.mfu:.0%} of the peak; a step is "
-        f"{found.options['grad_accum']} x {few(1e3 * costs.pass_s)} ms and an update of "
-        f"{few(1e3 * costs.update_s)} ms"
+        f"{found.options['grad_accum']} x {span(costs.pass_s)} and an update of "
+        f"{span(costs.update_s)}"
     )
     if found.largest_batch is not None:
         yield f"  fits    --batch-size {found.largest_batch} at most, in the memory that is free"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gptc.files.words import pip_install, quoted
+from gptc.files.words import pip_install, quoted, span
 
 WORDS = [
     "plain", "", "a b", "it's", "$HOME `x` \\ !", "é", "-m", "~", "a\nb", "tab\there", "del\x7f",
@@ -31,6 +31,12 @@ def test_a_shell_reads_the_word(word: str) -> None:
     script = f"printf '%s' {text}".encode()
     told = subprocess.run([bash, "-c", script], check=True, capture_output=True).stdout
     assert told == os.fsencode(word)
+
+
+def test_a_span_has_the_unit_that_suits_it() -> None:
+    spans = (0.00035, "0.35 ms"), (0.8124, "812 ms"), (8.43, "8.4 s"), (1496.5, "24:56")
+    for seconds, text in spans:
+        assert span(seconds) == text
 
 
 def test_pip_is_that_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
