@@ -56,8 +56,10 @@ def run_python(code: str, timeout_s: float = 60) -> subprocess.CompletedProcess[
         model = Model.create(config, threads=2, max_batch=4, max_seq=64)
         tokens = np.zeros((4, 64), np.int32)
     """
+    # Python 3.12 and newer warn of a fork while threads exist, which some of these tests are about.
+    python = [sys.executable, "-W", "ignore::DeprecationWarning"]
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
+        [*python, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
         capture_output=True,
         text=True,
         check=False,
