@@ -14,7 +14,7 @@ from corpus import DOWNLOADS
 from gptc.tokenizer import native as module
 from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.pretrained import TiktokenTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 from small_models import make_config, varied
 
 LLAMA = DOWNLOADS / "llama2-tokenizer.model"

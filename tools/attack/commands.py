@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import gptc.tokenizer.pretrained  # noqa: F401  # before the forks
+import gptc.tokenizer.with_tokenizers  # noqa: F401  # before the forks
 from gptc.cli import run
 
 SECONDS = 10

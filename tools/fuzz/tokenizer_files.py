@@ -20,13 +20,11 @@ from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.definition import scored_definition, scored_vocabulary
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
 from gptc.tokenizer.patterns import CUTS
-from gptc.tokenizer.pretrained import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    TiktokenTokenizer,
-)
 from gptc.tokenizer.registry import make_tokenizer
 from gptc.tokenizer.vocabulary import simplest
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from model_files import Target, small_model
 
 TEXTS = ("a", "the cat, 12!\n\n  x", "\u65e5\u672c \U0001f600", "<s>the</s>", "th" * 300, " " * 300)

@@ -40,8 +40,9 @@ from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.marks import NONE
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 _OF_TRAIN = ("--tokenizer", "--seed")  # the options of gptc prepare that gptc train has too
 _LONGEST_STEM = 40  # characters of a source's name in that of its folder in the cache

@@ -11,9 +11,10 @@ from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.definition import bpe_model, byte_level_definition, scored_definition, shell
 from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.native import CharTokenizer
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.probe import check_tokens
 from gptc.tokenizer.vocabulary import byte_level, scored
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:

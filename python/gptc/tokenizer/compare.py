@@ -12,9 +12,10 @@ from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import takes_whole
 from gptc.tokenizer.definition import ALWAYS, NEVER, scored_of, space_of
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import NORMAL, Scored
 from gptc.tokenizer.vocabulary import byte_level, merged_in_order, scored
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from gptc.errors import GptcError
 from gptc.tokenizer.byte_level import ByteLevel, merges_of, takes_whole, to_bytes, to_characters
 from gptc.tokenizer.patterns import GPT2, Cut, cut_of, definition_of
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import (
     CONTROL,
     NORMAL,
@@ -19,6 +18,8 @@ from gptc.tokenizer.scored import (
     Scored,
     type_of,
 )
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 
 class Added(NamedTuple):

@@ -28,9 +28,10 @@ from gptc.tokenizer.marks import DEFAULT, Marks, marks_from
 from gptc.tokenizer.native import is_gpt2s
 from gptc.tokenizer.outline import dump_definition, read_outline
 from gptc.tokenizer.patterns import CUTS, GPT2
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
 from gptc.tokenizer.tekken import is_tekken, read_tekken
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 _TEXTS = (
     "Hello world, it's the king's 1234th day: I'LL go!",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,7 +86,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
             data += block[: _BPE_TRAIN_BYTES - len(data)]
         return BpeTokenizer.train(decode_utf8(bytes(data[: character_cut(data)])), size)
     if name in ENCODINGS:
-        from gptc.tokenizer.pretrained import TiktokenTokenizer
+        from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 
         return TiktokenTokenizer.named(name)
     if (path := Path(name)).exists():
@@ -151,9 +152,30 @@ def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
         return Gpt2Tokenizer(start, given) if given is None or is_gpt2s(given) else None
     if kind == "bpe":
         return _bpe_from_json(saved.get("merged"), start)
-    from gptc.tokenizer.pretrained import from_json
+    tokenizer = _pretrained_from_json(saved, start)
+    end = saved.get("end_of_text")
+    if tokenizer is not None and (end is None or tokenizer.has_token(end)):
+        tokenizer.end_of_text = end
+    return tokenizer
 
-    return from_json(saved, start)
+
+def _pretrained_from_json(saved: dict[str, Any], start: str) -> Tokenizer | None:
+    from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+    from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
+    from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
+
+    kind = saved.get("kind")
+    try:
+        if kind == "huggingface":
+            return HuggingFaceTokenizer(saved["definition"], start)
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer(base64.b64decode(saved["model"], validate=True), start)
+        if "ranked" in saved:
+            ranked = [piece.encode("latin-1") for piece in saved["ranked"]]
+            return TiktokenTokenizer(str(kind), saved["pattern"], ranked, saved["special"], start)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return None
 
 
 def _bpe_from_json(merged: Any, start: str) -> Tokenizer | None:

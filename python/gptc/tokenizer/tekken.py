@@ -13,7 +13,7 @@ from gptc.tokenizer.byte_level import ByteLevel
 from gptc.tokenizer.definition import byte_level_definition
 from gptc.tokenizer.outline import dump_definition
 from gptc.tokenizer.patterns import Cut
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 # Of files that do not list them.
 _SPECIAL = [

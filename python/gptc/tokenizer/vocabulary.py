@@ -30,13 +30,11 @@ from gptc.tokenizer.native import (
 )
 from gptc.tokenizer.outline import dump_definition
 from gptc.tokenizer.patterns import GPT2, Cut
-from gptc.tokenizer.pretrained import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    TiktokenTokenizer,
-)
 from gptc.tokenizer.registry import make_tokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, SPACE, USER_DEFINED, Scored, model_proto
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 GPT2_SIZE = Gpt2Tokenizer.vocab_size
 _GPT2_PIECES = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"  # SHA-256

@@ -15,7 +15,7 @@ from gptc.formats import gguf_tokenizer
 from gptc.formats.registry import open_model
 from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.patterns import CUTS
-from gptc.tokenizer.pretrained import TiktokenTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 from small_models import make_config, varied
 from vocabularies import PIECES, begun, llama_like
 

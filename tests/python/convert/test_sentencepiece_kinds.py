@@ -15,7 +15,7 @@ import pytest
 
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
-from gptc.tokenizer.pretrained import SentencePieceTokenizer
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
 from small_models import make_config, varied
 
 PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}

@@ -24,8 +24,9 @@ from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.probe import check_tokens, probe
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from small_models import make_config, varied
 from vocabularies import byte_level, llama_like
 

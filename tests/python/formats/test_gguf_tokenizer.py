@@ -21,8 +21,8 @@ from gptc.formats.registry import open_model
 from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import BpeTokenizer
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.scored import BYTE, CONTROL, NORMAL, USER_DEFINED
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from small_models import make_config, varied
 from vocabularies import PIECES, TYPES, llama_like
 

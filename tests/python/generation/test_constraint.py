@@ -24,8 +24,9 @@ from gptc.generation.request import Request, Sample
 from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
-from gptc.tokenizer.pretrained import SentencePieceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 from patterns import JSON_GRAMMAR, matches, of_bytes, reads, texts
 from vocabularies import gpt2_folder, needs_gpt2
 

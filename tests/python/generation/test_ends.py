@@ -14,7 +14,7 @@ from gptc.generation.options import Sampling
 from gptc.generation.request import Request, make_request, prompt_tokens
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.marks import Marks
-from gptc.tokenizer.pretrained import TiktokenTokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 from vocabularies import PATTERN, begun, llama_like
 
 

@@ -18,8 +18,8 @@ from gptc.errors import GptcError
 from gptc.formats.hf_tokenizer import hf_files
 from gptc.generation.request import make_request, prompt_tokens
 from gptc.tokenizer.native import ByteTokenizer
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from gptc.training.run import train
 from small_models import make_config, varied
 from vocabularies import PROMPT, begun, byte_level, llama_like, published, template

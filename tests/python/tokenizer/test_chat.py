@@ -22,8 +22,8 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import chat_prompt, render
 from gptc.tokenizer.marks import Marks, marks_from
 from gptc.tokenizer.native import BpeTokenizer
-from gptc.tokenizer.pretrained import TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
 from vocabularies import PATTERN, llama_like
 
 CHATML = PUBLISHED["ChatML"]

@@ -27,9 +27,10 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.native import GPT2_PATTERN
 from gptc.tokenizer.patterns import CUTS
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from gptc.tokenizer.scored import Scored, model_proto
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from small_models import make_config, varied
 from vocabularies import LLAMA, PIECES, TYPES, byte_level, gpt2_folder, llama_like, needs_gpt2
 

@@ -21,8 +21,8 @@ from gptc.tokenizer import native, scored
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.marks import Marks
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import PUBLISHED, TEXTS
 from small_models import make_config, varied
 from vocabularies import PIECES, TYPES, byte_level, gpt2_folder, llama_like, needs_gpt2

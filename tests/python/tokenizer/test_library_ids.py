@@ -22,8 +22,9 @@ from gptc.data.preparation import prepare
 from gptc.generation.request import prompt_tokens
 from gptc.tokenizer.base import StreamDecoder, Tokenizer
 from gptc.tokenizer.cutting import cut_inside
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
+from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import TEXTS
 from vocabularies import LLAMA, assert_cut_is_exact, begun, small_tiktoken
 

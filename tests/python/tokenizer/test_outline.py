@@ -18,8 +18,8 @@ import pytest
 from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.definition import scored_definition
 from gptc.tokenizer.outline import dump_definition, read_outline, with_joined_merges
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.scored import BYTE, CONTROL, NORMAL, UNKNOWN, Scored
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import LEVEL
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -18,8 +18,9 @@ from gptc.formats import gguf_tokenizer
 from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.definition import byte_level_of
 from gptc.tokenizer.patterns import CUTS, Cut, cut_of, definition_of, name_of
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import FIXED, GPT_2, LEVEL, PUBLISHED, TEXTS, split, steps
 
 tokenizers = pytest.importorskip("tokenizers")

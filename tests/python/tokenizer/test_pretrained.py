@@ -12,7 +12,7 @@ from corpus import nasty_text
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.pretrained import _read_sentencepiece
+from gptc.tokenizer.pretrained import read_sentencepiece
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from vocabularies import (
     LLAMA,
@@ -112,9 +112,9 @@ def test_an_encoding_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pieces_that_only_look_like_bytes() -> None:
-    assert _read_sentencepiece("<0x0A>") == b"\n"
+    assert read_sentencepiece("<0x0A>") == b"\n"
     for piece in ("<0xZZ>", "<0x+1>", "<0x1>"):
-        assert _read_sentencepiece(piece) == piece.encode()
+        assert read_sentencepiece(piece) == piece.encode()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -146,6 +146,6 @@ def test_a_dataset_is_made_with_it(tokenizer: Tokenizer, tmp_path: Path) -> None
 
 
 def test_a_normalizer_with_a_number_in_place_of_a_text_is_left_to_its_library() -> None:
-    from gptc.tokenizer.pretrained import _check_normalizer
+    from gptc.tokenizer.with_tokenizers import _check_normalizer
 
     _check_normalizer({"type": "Replace", "pattern": {"String": 0}, "content": "a"}, "it")

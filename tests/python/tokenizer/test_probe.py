@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gptc.errors import GptcError
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.probe import check_tokens
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from vocabularies import byte_level
 
 

@@ -23,8 +23,9 @@ from gptc.errors import GptcError
 from gptc.tokenizer import libraries
 from gptc.tokenizer.base import FILE_NAME
 from gptc.tokenizer.byte_level import to_characters
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_tiktoken import TiktokenTokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 CASES = DOWNLOADS.parent / "cases" / "hostile"
 TEXTS = ("a", "Hello world 1234!\n\n  x", "\u65e5\u672c \U0001f600", "a" * 3000, " " * 3000)

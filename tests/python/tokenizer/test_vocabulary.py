@@ -15,8 +15,8 @@ from gptc.errors import GptcError
 from gptc.formats import gguf_tokenizer
 from gptc.formats.hf_tokenizer import hf_files
 from gptc.formats.registry import open_model
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from small_models import make_checkpoint
 from vocabularies import LLAMA, gpt2_folder
 
