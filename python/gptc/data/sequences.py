@@ -68,8 +68,6 @@ class Windows:
             kept &= ~is_long
         kept &= (sequences.kinds[begins] & REJECTED) == 0
         used: list[int] = np.flatnonzero(kept).tolist()
-        self.n_used = len(used)
-        """Sequences that are learned."""
         self.n_long = int(is_long.sum())
         """Sequences that are cut or left out since they are long."""
         self.n_empty = int((n_targets == 0).sum())

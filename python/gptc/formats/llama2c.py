@@ -29,7 +29,6 @@ from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.scored import SPACE, Scored, type_of
 
 MAGIC = 0x616B3432
-VERSIONS = (0, 1, 2)
 GROUP = 64  # of version 2, where the widths allow it
 _HEADER_BYTES = 256
 _SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"]

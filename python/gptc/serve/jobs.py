@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,4 +31,3 @@ class Job:
     key: str = ""
     priority: int = 0
     n_begun: int = 0
-    submitted_s: float = field(default_factory=time.monotonic)
