@@ -19,7 +19,15 @@ from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
 from gptc.formats.format import Export, Format, Output, Trainable, fixed_tokens
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
+from gptc.formats.model_file import (
+    ModelFile,
+    TensorTable,
+    check_size,
+    checked,
+    elsewhere,
+    gpt2_values,
+    laid_out,
+)
 from gptc.formats.numbers import BF16, F32, Codec, encoded
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
@@ -80,26 +88,8 @@ class LlmcModel(ModelFile):
             raise file.unknown("version", f"is {version}; versions 3 and 5 are known", 4)
         file.at = 8
         T, V, L, NH, C, self._padded = file.numbers(INT32, 6, "the sizes")
-        self.config = checked(
-            {
-                "vocab_size": V,
-                "block_size": T,
-                "n_layer": L,
-                "n_head": NH,
-                "n_kv_head": NH,
-                "n_embd": C,
-                "n_ff": 4 * C,
-                "norm": "layernorm",
-                "norm_weight": True,
-                "pos": "learned",
-                "activation": "gelu",
-                "bias": True,
-                "tied": True,
-                "norm_eps": 1e-5,
-                "rope_theta": 0.0,
-            },
-            f"{path}: the sizes at byte 8",
-        )
+        sizes = {"vocab_size": V, "block_size": T, "n_layer": L, "n_head": NH, "n_embd": C}
+        self.config = checked(gpt2_values(sizes), f"{path}: the sizes at byte 8")
         file.within("padded_vocab_size", self._padded, V, 1 << 25, 28)
         codec = _VERSIONS[version]
         slots = [(part.name, codec, part.shape) for part in self.parts()]

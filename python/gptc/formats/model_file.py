@@ -234,6 +234,26 @@ def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
     return made
 
 
+def gpt2_values(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of GPT-2's own shape, for files that name its sizes alone.
+
+    `sizes` has vocab_size, block_size, n_layer, n_head and n_embd, and bias where models differ.
+    """
+    return {
+        "n_kv_head": sizes["n_head"],
+        "n_ff": 4 * sizes["n_embd"],
+        "norm": "layernorm",
+        "norm_weight": True,
+        "pos": "learned",
+        "activation": "gelu",
+        "bias": True,
+        "tied": True,
+        "norm_eps": 1e-5,
+        "rope_theta": 0.0,
+        **sizes,
+    }
+
+
 def elsewhere(config: GPTConfig) -> str:
     """The formats that can hold a model that another one refused."""
     return "hf or gguf" if families.of(config) else "hf"

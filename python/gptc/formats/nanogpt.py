@@ -13,7 +13,7 @@ from gptc.errors import GptcError
 from gptc.formats import family_names, hf, layout
 from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.model_file import ModelFile, checked
+from gptc.formats.model_file import ModelFile, checked, gpt2_values
 from gptc.formats.pickled import PickledTensors, load
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
@@ -46,19 +46,7 @@ class NanogptModel(ModelFile):
         sizes = {name: arguments.get(name) for name in names}
         if not isinstance(sizes["n_embd"], int):
             raise GptcError(f"{path}: model_args: n_embd is {sizes['n_embd']!r}")
-        values = {
-            **sizes,
-            "n_kv_head": sizes["n_head"],
-            "n_ff": 4 * sizes["n_embd"],
-            "norm": "layernorm",
-            "norm_weight": True,
-            "pos": "learned",
-            "activation": "gelu",
-            "tied": True,
-            "norm_eps": 1e-5,
-            "rope_theta": 0.0,
-        }
-        self.config = checked(values, f"{path}: model_args")
+        self.config = checked(gpt2_values(sizes), f"{path}: model_args")
 
     @property
     def tensors(self) -> PickledTensors:

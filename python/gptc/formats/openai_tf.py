@@ -21,7 +21,7 @@ from gptc.formats import layout
 from gptc.formats.binary import Binary, is_plain_name, read_json
 from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part
-from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
+from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked, gpt2_values
 from gptc.formats.numbers import BF16, F16, F32, F64, Codec
 from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import Tokenizer
@@ -103,24 +103,13 @@ class OpenaiModel(ModelFile):
 def _config(hparams: dict[str, Any], where: Path) -> dict[str, Any]:
     names = {"n_vocab": "vocab_size", "n_ctx": "block_size", "n_embd": "n_embd"}
     names |= {"n_layer": "n_layer", "n_head": "n_head"}
-    values = {}
+    sizes = {}
     for theirs, ours in names.items():
         value = hparams.get(theirs)
         if type(value) is not int or not 0 < value < 1 << 31:
             raise GptcError(f"{where}: {theirs} is {value!r}, not a whole number above 0")
-        values[ours] = value
-    return values | {
-        "n_kv_head": values["n_head"],
-        "n_ff": 4 * values["n_embd"],
-        "norm": "layernorm",
-        "norm_weight": True,
-        "pos": "learned",
-        "activation": "gelu",
-        "bias": True,
-        "tied": True,
-        "norm_eps": 1e-5,
-        "rope_theta": 0.0,
-    }
+        sizes[ours] = value
+    return gpt2_values(sizes)
 
 
 def _find_index(folder: Path) -> Path:
