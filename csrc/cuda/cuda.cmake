@@ -70,11 +70,12 @@ function(add_cuda name)
   target_sources(gpt_objects INTERFACE $<TARGET_OBJECTS:${name}>)
 endfunction()
 
-add_cuda(cuda_device ${cuda_device_sources})
-add_cuda(cuda_fp32 ${cuda_fp32_sources})
-target_compile_definitions(cuda_fp32 PRIVATE CUDA_DTYPE=fp32 CUDA_FP32)
+# The compiler's longest files begin first, so that no core waits for the last one.
 add_cuda(cuda_bf16 ${cuda_bf16_sources})
 target_compile_definitions(cuda_bf16 PRIVATE CUDA_DTYPE=bf16 CUDA_BF16)
+add_cuda(cuda_fp32 ${cuda_fp32_sources})
+target_compile_definitions(cuda_fp32 PRIVATE CUDA_DTYPE=fp32 CUDA_FP32)
+add_cuda(cuda_device ${cuda_device_sources})
 
 add_cuda(cuda_int8 ${cuda_quant_sources})
 target_compile_definitions(cuda_int8 PRIVATE CUDA_DTYPE=int8 CUDA_BF16 CUDA_QUANT)

@@ -5,10 +5,10 @@
 #include "columns.h"
 #include "instructions.h"
 
-enum { THREADS = 256, WARPS = THREADS / WARP };
+enum { NORM_THREADS = 256, NORM_WARPS = NORM_THREADS / WARP };
 
 static inline dim3 row_grid(int N) {
-    return dim3((unsigned)div_up(N, WARPS));
+    return dim3((unsigned)div_up(N, NORM_WARPS));
 }
 
 /* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
@@ -77,7 +77,7 @@ enum { LANE_CHANNELS = 32 };
 
 static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
     const int W = PACK, STEPS = LANE_CHANNELS / W, STRIDE = WARP * W;
-    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int row = (int)(blockIdx.x * NORM_WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid + start, *branch = (const elem *)a.branch + start;
@@ -118,7 +118,7 @@ static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
 }
 
 template <int W> static __global__ void long_norm_forward_kernel(residual_norm_forward a) {
-    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int row = (int)(blockIdx.x * NORM_WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid;
@@ -204,7 +204,7 @@ CUDA_OP(residual_norm_forward) {
                op->C % PACK ? long_norm_forward_kernel<1>
                : is_long    ? long_norm_forward_kernel<PACK>
                             : residual_norm_forward_kernel,
-               row_grid(op->N), THREADS, 0, *op);
+               row_grid(op->N), NORM_THREADS, 0, *op);
 }
 
 /* ---- backward ---- */
@@ -217,7 +217,7 @@ enum { ROW_WARPS = 4, ROW_THREADS = ROW_WARPS * WARP, MOST_STEPS = 4, MOST_ROW_W
 enum { MOST_SUMS = 3 /* dw, db, dbias */ };
 
 /* Chunks are as many as blocks fit on a large GPU, and the same on any other: so are then the sums. */
-enum { WIDE_BLOCKS = 6 /* for each: of five warps in bf16, three at a time */, MIN_CHUNK_ROWS = 8 };
+enum { WIDE_BLOCKS = 6 /* for each: of five warps in bf16, three at a time */, MIN_NORM_ROWS = 8 };
 
 /* The same for rows of warps: the more sums a lane has in its registers, the fewer blocks fit, but
  * the more bytes each warp waits for: in bf16 30 KB or more on a multiprocessor. Dropout takes some
@@ -232,7 +232,7 @@ static inline int row_warps(int C) {
 }
 static inline int row_chunks(int N, int C, bool has_branch) {
     int n = row_warps(C), blocks = n <= MOST_STEPS ? row_blocks(n, has_branch) : WIDE_BLOCKS;
-    return (int)least<int64_t>(div_up(N, MIN_CHUNK_ROWS), blocks * MULTIPROCESSORS);
+    return (int)least<int64_t>(div_up(N, MIN_NORM_ROWS), blocks * MULTIPROCESSORS);
 }
 
 CUDA_WORKSPACE(norm_workspace) {
@@ -488,7 +488,7 @@ template <int S> static void backward(gpt_ctx *ctx, residual_norm_backward a) {
 /* ---- backward of long rows ---- */
 
 template <int W> static __global__ void long_norm_backward_kernel(residual_norm_backward a) {
-    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int row = (int)(blockIdx.x * NORM_WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
     const elem *dout = (const elem *)a.dout + start, *resid = (const elem *)a.resid + start;
@@ -537,7 +537,7 @@ static __global__ void norm_weights_backward_kernel(float *partial, residual_nor
 }
 
 template <int W> static void backward_long(gpt_ctx *ctx, const residual_norm_backward &a) {
-    launch(ctx, long_norm_backward_kernel<W>, row_grid(a.N), THREADS, 0, a);
+    launch(ctx, long_norm_backward_kernel<W>, row_grid(a.N), NORM_THREADS, 0, a);
     if (!a.dw && !a.db && !a.dbias) return;
     float *partial = (float *)ctx->workspace;
     launch(ctx, norm_weights_backward_kernel<W>, column_grid<W>(a.N, a.C), COLUMN_THREADS,

@@ -1,4 +1,4 @@
-/* sample.cu: draws from each row of logits, of which each piece of PIECE tokens has a block. Three
+/* sample.cu: draws from each row of logits, of which each piece of DRAW_PIECE tokens has a block. Three
  * kernels find the largest logit of a row, then its tokens' chances, then a token: what pieces have found is
  * joined by the next kernel, or by the last block of a row to end, always as integers or in the order of
  * pieces. A piece is the same whatever the number of rows.
@@ -14,10 +14,10 @@
 #ifndef SAMPLE_THREADS
 #define SAMPLE_THREADS 512
 #endif
-enum { THREADS = SAMPLE_THREADS, WARPS = THREADS / WARP };
+enum { DRAW_THREADS = SAMPLE_THREADS, DRAW_WARPS = DRAW_THREADS / WARP };
 /* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. And how many of
  * those a thread has of a piece. */
-static constexpr int W = 4, OWN = 2, PIECE = THREADS * OWN * W;
+static constexpr int W = 4, OWN = 2, DRAW_PIECE = DRAW_THREADS * OWN * W;
 /* Tokens of a step that are ranked one by one; where there are more, the step is taken apart. */
 #ifndef RANKED
 #define RANKED 1024
@@ -62,7 +62,7 @@ struct room {
     uint64_t ranked[RANKED];
     unsigned ranked_chances[RANKED], n_ranked;
 
-    uint64_t slots[WARPS];
+    uint64_t slots[DRAW_WARPS];
     double normalizer; /* log of the sum of exponentials of all logits */
     bool is_last;      /* block of the row to end */
     int place_piece;   /* of the token that is drawn */
@@ -89,7 +89,7 @@ template <typename T, typename F> static __device__ inline T fold(room *m, T x, 
     x = fold_warp(x, f);
     if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = fold_warp<WARPS>(slots[threadIdx.x % WARPS], f);
+    x = fold_warp<DRAW_WARPS>(slots[threadIdx.x % DRAW_WARPS], f);
     __syncthreads();
     return x;
 }
@@ -111,7 +111,7 @@ static __device__ inline uint64_t scan(room *m, uint64_t x) {
     x = scan_warp(x);
     if (lane == WARP - 1) m->slots[warp] = x;
     __syncthreads();
-    uint64_t warps = scan_warp(m->slots[lane % WARPS]);
+    uint64_t warps = scan_warp(m->slots[lane % DRAW_WARPS]);
     uint64_t before = __shfl_sync(~0u, warps, warp > 0 ? warp - 1 : 0);
     __syncthreads();
     return warp > 0 ? before + x : x;
@@ -131,7 +131,7 @@ static __device__ inline bool is_last(room *m, unsigned *arrived, unsigned n) {
 template <int UNROLL, typename T, typename F>
 static __device__ inline void for_tokens(const T *x, int V, F f) {
 #pragma unroll UNROLL
-    for (int i = (int)threadIdx.x * W; i < V / W * W; i += THREADS * W) {
+    for (int i = (int)threadIdx.x * W; i < V / W * W; i += DRAW_THREADS * W) {
         packed<T, W> own = *(const packed<T, W> *)(x + i);
 #pragma unroll
         for (int k = 0; k < W; k++) f(i + k, own.x[k]);
@@ -146,13 +146,13 @@ template <typename T, typename F>
 static __device__ inline void for_piece(const T *x, int begin, int end, F f) {
 #pragma unroll
     for (int u = 0; u < OWN; u++) {
-        int i = begin + (u * THREADS + (int)threadIdx.x) * W;
+        int i = begin + (u * DRAW_THREADS + (int)threadIdx.x) * W;
         if (i < end) f(i, *(const packed<T, W> *)(x + i));
     }
 }
 
 static __host__ __device__ inline int pieces_of(int V) {
-    return (int)div_up(V, PIECE);
+    return (int)div_up(V, DRAW_PIECE);
 }
 
 /* ---- orders: a key, and of equal keys the first token is the largest ---- */
@@ -252,11 +252,11 @@ static __device__ inline void for_orders(const room *m, enum key key, F f) {
 static __device__ inline void sum_pieces(room *m) {
     left left(m);
     int lane = (int)threadIdx.x % WARP;
-    for (int p = (int)threadIdx.x / WARP; p < pieces_of(m->V); p += WARPS) {
-        int end = least((p + 1) * PIECE, m->V);
+    for (int p = (int)threadIdx.x / WARP; p < pieces_of(m->V); p += DRAW_WARPS) {
+        int end = least((p + 1) * DRAW_PIECE, m->V);
         uint64_t sum = 0;
 #pragma unroll 4
-        for (int i = p * PIECE + lane * W; i < end; i += WARP * W) {
+        for (int i = p * DRAW_PIECE + lane * W; i < end; i += WARP * W) {
             packed<uint32_t, W> own = *(const packed<uint32_t, W> *)(m->chances + i);
 #pragma unroll
             for (int k = 0; k < W; k++)
@@ -270,7 +270,7 @@ static __device__ inline void sum_pieces(room *m) {
 
 static __device__ inline uint64_t sum_left(room *m, const piece *pieces, int V) {
     uint64_t sum = 0;
-    for (int p = (int)threadIdx.x; p < pieces_of(V); p += THREADS) sum += pieces[p].chances;
+    for (int p = (int)threadIdx.x; p < pieces_of(V); p += DRAW_THREADS) sum += pieces[p].chances;
     return fold(m, sum, add<uint64_t>);
 }
 
@@ -289,7 +289,7 @@ static __device__ inline uint64_t sum_at(const room *m, int step) {
  * steps above it have. */
 static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, uint64_t most_tokens,
                                         uint64_t enough) {
-    const int OWN = (int)div_up(KEY_STEPS, THREADS);
+    const int OWN = (int)div_up(KEY_STEPS, DRAW_THREADS);
     int top = KEY_STEPS - 1 - (int)threadIdx.x * OWN;
     uint64_t count = 0, chances = 0;
     if (threadIdx.x == 0) m->step = -1;
@@ -309,7 +309,7 @@ static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, ui
 }
 
 static __device__ inline void clear_counts(room *m) {
-    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += DRAW_THREADS)
         m->counts[k] = m->sums[k][0] = m->sums[k][1] = 0;
     m->n_ranked = 0;
     __syncthreads();
@@ -319,7 +319,7 @@ static __device__ inline void clear_counts(room *m) {
  * `sum`. */
 static __device__ inline void rank(room *m, enum key key, uint64_t kept, uint64_t sum,
                                    uint64_t most_tokens, uint64_t enough) {
-    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
+    for (unsigned i = threadIdx.x; i < m->n_ranked; i += DRAW_THREADS) {
         uint64_t own = m->ranked[i], before = kept, chances = sum;
         for (unsigned k = 0; k < m->n_ranked; k++) {
             bool is_before = m->ranked[k] > own;
@@ -452,7 +452,7 @@ static __device__ inline void end_tally(room *m, tally *t, const piece *pieces,
                                         const sample_row &s) {
     uint64_t most_tokens = has_top_k(s) ? (uint64_t)s.top_k : ALL, enough = ALL;
     if (!has_top_k(s)) enough = share_of(sum_left(m, pieces, s.vocab_size), s.top_p);
-    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS) {
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += DRAW_THREADS) {
         m->counts[k] = t->counts[k];
         m->sums[k][0] = (unsigned)t->sums[k];
         m->sums[k][1] = (unsigned)(t->sums[k] >> 32);
@@ -486,16 +486,16 @@ static __device__ inline void gather(room *m, tally *t, piece *own, const uint32
 
 /* By a row's last piece: which of them are kept. */
 static __device__ inline void end_gather(room *m, const tally *t, const sample_row &s) {
-    for (unsigned i = threadIdx.x; i < t->n_ranked; i += THREADS) {
+    for (unsigned i = threadIdx.x; i < t->n_ranked; i += DRAW_THREADS) {
         m->ranked[i] = t->ranked[i];
         m->ranked_chances[i] = (unsigned)(t->ranked[i] >> 32);
     }
     if (threadIdx.x == 0) m->n_ranked = t->n_ranked;
     __syncthreads();
     rank(m, BY_CHANCE, t->kept, t->sum, has_top_k(s) ? (uint64_t)s.top_k : ALL, t->enough);
-    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
+    for (unsigned i = threadIdx.x; i < m->n_ranked; i += DRAW_THREADS) {
         if (m->ranked[i] < m->last[BY_CHANCE]) continue;
-        piece *p = m->pieces + token_of(m->ranked[i]) / PIECE;
+        piece *p = m->pieces + token_of(m->ranked[i]) / DRAW_PIECE;
         atomicAdd((unsigned long long *)&p->chances, (unsigned long long)m->ranked_chances[i]);
     }
     __syncthreads();
@@ -507,7 +507,7 @@ static __device__ inline void end_gather(room *m, const tally *t, const sample_r
 static __device__ inline void find_piece(room *m, uint32_t number) {
     uint64_t place = place_in(sum_left(m, m->pieces, m->V), number), before = 0;
     int n = pieces_of(m->V);
-    for (int first = 0; first < n; first += THREADS) {
+    for (int first = 0; first < n; first += DRAW_THREADS) {
         int p = first + (int)threadIdx.x;
         uint64_t own = p < n ? m->pieces[p].chances : 0, end = before + scan(m, own);
         if (place >= end - own && place < end) {
@@ -523,7 +523,7 @@ static __device__ inline void find_piece(room *m, uint32_t number) {
 static __device__ inline int draw(room *m, uint32_t number) {
     find_piece(m, number);
     left left(m);
-    int first = m->place_piece * PIECE + (int)threadIdx.x * OWN * W;
+    int first = m->place_piece * DRAW_PIECE + (int)threadIdx.x * OWN * W;
     uint32_t own[OWN * W] = {};
     uint64_t sum = 0, place = m->place;
 #pragma unroll
@@ -564,7 +564,7 @@ static __device__ inline double exponentials(room *m, const float *z, int begin,
 /* log of the row's. */
 static __device__ inline double normalizer_of(room *m, const piece *pieces, int n, float best) {
     double sum = 0;
-    for (int p = (int)threadIdx.x; p < n; p += THREADS)
+    for (int p = (int)threadIdx.x; p < n; p += DRAW_THREADS)
         sum += pieces[p].sum * exp((double)logit_of(pieces[p].raw) - best);
     return best + log(fold(m, sum, add<double>));
 }
@@ -622,15 +622,15 @@ struct sample_place {
           chances(a.chances + (int64_t)row * a.op.stride),
           pieces(a.pieces + (int64_t)row * a.n_pieces), t(a.tallies + row),
           list(a.op.adjustments + s.adjustments), row(row), own((int)blockIdx.x - row * a.n_pieces),
-          begin(own * PIECE) {}
+          begin(own * DRAW_PIECE) {}
     __device__ explicit sample_place(const sample_args &a)
         : sample_place(a, (int)blockIdx.x / a.n_pieces) {}
-    __device__ int end(int V) const { return least(begin + (int)PIECE, V); }
+    __device__ int end(int V) const { return least(begin + (int)DRAW_PIECE, V); }
 };
 
 static __device__ inline void adjust(const sample_place &at, int end) {
     const sample_row &s = at.s;
-    for (int i = (int)threadIdx.x; i < s.n_adjustments; i += THREADS) {
+    for (int i = (int)threadIdx.x; i < s.n_adjustments; i += DRAW_THREADS) {
         sample_adjustment *a = &at.list[i];
         if (a->token < at.begin || a->token >= end) continue;
         float x = a->raw = at.z[a->token];
@@ -647,7 +647,7 @@ static __device__ inline void adjust(const sample_place &at, int end) {
 }
 
 /* The largest logits, and an empty tally. */
-static __global__ void __launch_bounds__(THREADS, 2) sample_largest_kernel(sample_args a) {
+static __global__ void __launch_bounds__(DRAW_THREADS, 2) sample_largest_kernel(sample_args a) {
     room *m = shared_memory<room>();
     take_turn();
     sample_place at(a);
@@ -661,7 +661,8 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_largest_kernel(sampl
     if (threadIdx.x == 0) at.pieces[at.own] = own;
     if (at.own == 0 && threadIdx.x == 0) at.t->weighed = at.t->gathered = at.t->n_ranked = 0;
     if (!begins_in_pieces(s)) return;
-    for (int k = at.own * THREADS + (int)threadIdx.x; k < KEY_STEPS; k += a.n_pieces * THREADS)
+    for (int k = at.own * DRAW_THREADS + (int)threadIdx.x; k < KEY_STEPS;
+         k += a.n_pieces * DRAW_THREADS)
         at.t->counts[k] = 0, at.t->sums[k] = 0;
 }
 
@@ -669,7 +670,7 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_largest_kernel(sampl
 static __device__ inline int join_largest(room *m, const piece *pieces, int n, float *raw,
                                           uint64_t *order) {
     uint64_t before = 0, after = 0;
-    for (int p = (int)threadIdx.x; p < n; p += THREADS) {
+    for (int p = (int)threadIdx.x; p < n; p += DRAW_THREADS) {
         before = most(before, pieces[p].raw);
         after = most(after, pieces[p].top);
     }
@@ -681,7 +682,7 @@ static __device__ inline int join_largest(room *m, const piece *pieces, int n, f
 }
 
 /* The chances of all tokens, and where a filter by chance ends. */
-static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_args a) {
+static __global__ void __launch_bounds__(DRAW_THREADS, 2) sample_weigh_kernel(sample_args a) {
     room *m = shared_memory<room>();
     take_turn();
     sample_place at(a);
@@ -707,7 +708,7 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_
     sum = fold(m, sum, add<uint64_t>);
     if (threadIdx.x == 0) at.pieces[at.own].chances = sum;
     if (!counts) return;
-    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += DRAW_THREADS)
         if (m->counts[k]) {
             atomicAdd(&at.t->counts[k], m->counts[k]);
             atomicAdd((unsigned long long *)&at.t->sums[k], (unsigned long long)sum_at(m, k));
@@ -716,7 +717,7 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_
 }
 
 /* A token, by one block of the row, which for that waits for what others gather. */
-static __global__ void __launch_bounds__(THREADS, 2) sample_draw_kernel(sample_args a) {
+static __global__ void __launch_bounds__(DRAW_THREADS, 2) sample_draw_kernel(sample_args a) {
     room *m = shared_memory<room>();
     take_turn();
     sample_place at(a);
@@ -740,7 +741,8 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_draw_kernel(sample_a
         token = draw(m, s.number);
     }
     /* By the logits before adjustments. */
-    for (int i = (int)threadIdx.x; i < n_own; i += THREADS) at.z[at.list[i].token] = at.list[i].raw;
+    for (int i = (int)threadIdx.x; i < n_own; i += DRAW_THREADS)
+        at.z[at.list[i].token] = at.list[i].raw;
     sample_result *r = a.op.results + at.row;
     if (s.n_top >= 0 && raw < INFINITY) {
         m->normalizer = normalizer_of(m, at.pieces, a.n_pieces, raw);
@@ -776,7 +778,7 @@ CUDA_OP(sample) {
     a.op = *op;
     lay_out(&a, (char *)ctx->workspace, op->N, op->V, op->stride);
     dim3 blocks((unsigned)(op->N * a.n_pieces));
-    launch_early(ctx, sample_largest_kernel, blocks, THREADS, sizeof(room), a);
-    launch_early(ctx, sample_weigh_kernel, blocks, THREADS, sizeof(room), a);
-    launch_early(ctx, sample_draw_kernel, blocks, THREADS, sizeof(room), a);
+    launch_early(ctx, sample_largest_kernel, blocks, DRAW_THREADS, sizeof(room), a);
+    launch_early(ctx, sample_weigh_kernel, blocks, DRAW_THREADS, sizeof(room), a);
+    launch_early(ctx, sample_draw_kernel, blocks, DRAW_THREADS, sizeof(room), a);
 }

@@ -19,8 +19,8 @@ list(FILTER cuda_int4_sources INCLUDE REGEX "/(linear|head|classifier|table|weig
 # CUDA's headers, which nvcc reads for the host and for each target, take it as long as many a file. So small ones
 # are compiled as one for each dtype, and those of attention without tensor cores as another. They share no names.
 set(small "activation|adamw|blocks_packed|boxes|classifier|columns|context|dora|dropout|embedding|experts|grad_norm")
-set(small "${small}|graph|head|linear|lora|losses|muon|peak|plan_store|product|product_few|product_packed")
-set(small "${small}|product_plain|product_quant|product_rows_bf16|qk_norm|rope|route|sgd|table")
+set(small "${small}|graph|head|linear|lora|losses|muon|norm|peak|plan_store|product|product_few|product_packed")
+set(small "${small}|product_plain|product_quant|product_rows_bf16|qk_norm|rope|route|sample|sgd|table")
 set(small "${small}|weights|weights_quant|weights_int4")
 set(vector_attention "attention|attention_decode|attention_int8")
 foreach(dtype device fp32 bf16 quant packed int4)

@@ -191,9 +191,11 @@ static inline void ref_activation_backward(double *dy, const double *dout, const
 
 /* ---- linear ---- */
 
-static inline void ref_linear_forward(double *y /* (N, OC) */, const double *in /* (N, IC) */,
-                                      const double *w /* (OC, IC) */, const double *b /* or NULL */,
-                                      int N, int IC, int OC) {
+TEST_REFERENCE static inline void ref_linear_forward(double *y /* (N, OC) */,
+                                                     const double *in /* (N, IC) */,
+                                                     const double *w /* (OC, IC) */,
+                                                     const double *b /* or NULL */, int N, int IC,
+                                                     int OC) {
     for (int n = 0; n < N; n++) {
         for (int o = 0; o < OC; o++) {
             double sum = b ? b[o] : 0.0;
@@ -203,9 +205,10 @@ static inline void ref_linear_forward(double *y /* (N, OC) */, const double *in 
     }
 }
 
-static inline void ref_linear_backward(double *din, double *dw, double *db /* or NULL */,
-                                       const double *dout, const double *in, const double *w, int N,
-                                       int IC, int OC) {
+TEST_REFERENCE static inline void ref_linear_backward(double *din, double *dw,
+                                                      double *db /* or NULL */, const double *dout,
+                                                      const double *in, const double *w, int N,
+                                                      int IC, int OC) {
     for (int n = 0; n < N; n++) {
         for (int o = 0; o < OC; o++) {
             double g = dout[n * OC + o];
@@ -346,17 +349,17 @@ static double ref_score_cap, ref_logit_cap;
 /* The bias of logits and its gradient, NULL: none. */
 static double *ref_head_bias, *ref_head_db;
 
-static inline double ref_capped(double x, double cap) {
+TEST_REFERENCE static inline double ref_capped(double x, double cap) {
     return cap > 0 ? cap * tanh(x / cap) : x;
 }
 /* Its derivative, from what it gave. */
-static inline double ref_cap_slope(double capped, double cap) {
+TEST_REFERENCE static inline double ref_cap_slope(double capped, double cap) {
     return cap > 0 ? 1 - capped / cap * (capped / cap) : 1;
 }
 
 /* The score of query i and key j. */
-static inline double ref_score(const double *qkv, int b, int h, int i, int j, int T, int NH,
-                               int NKV, int HS) {
+TEST_REFERENCE static inline double ref_score(const double *qkv, int b, int h, int i, int j, int T,
+                                              int NH, int NKV, int HS) {
     double sum = 0;
     for (int s = 0; s < HS; s++)
         sum += qkv[ref_query_at(b * T + i, h, NH, NKV, HS) + s] *
@@ -364,16 +367,17 @@ static inline double ref_score(const double *qkv, int b, int h, int i, int j, in
     return ref_capped(sum, ref_score_cap);
 }
 
-static inline double ref_attention_factor(gpt_dropout dropout, int b, int h, int i, int j, int NH,
-                                          int T) {
+TEST_REFERENCE static inline double ref_attention_factor(gpt_dropout dropout, int b, int h, int i,
+                                                         int j, int NH, int T) {
     return dropout_factor(dropout, (((uint64_t)b * NH + h) * T + i) * T + j);
 }
 
 /* One row of probabilities, before dropout; returns its log of the sum of exponentials. With a window,
  * keys further back are not seen, and with positions keys of another document. */
-static inline double ref_attention_row(double *p /* (T) */, const double *qkv, int b, int h, int i,
-                                       int window, const int32_t *positions, int T, int NH, int NKV,
-                                       int HS) {
+TEST_REFERENCE static inline double ref_attention_row(double *p /* (T) */, const double *qkv, int b,
+                                                      int h, int i, int window,
+                                                      const int32_t *positions, int T, int NH,
+                                                      int NKV, int HS) {
     double max = -INFINITY, sum = 0.0;
     for (int j = 0; j <= i; j++) {
         p[j] = ref_score(qkv, b, h, i, j, T, NH, NKV, HS);
@@ -386,11 +390,12 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
     return max + log(sum);
 }
 
-static inline void ref_attention_forward(double *out /* (B, T, NH HS) */,
-                                         double *lse /* (B, NH, T) */,
-                                         double *p /* (B, NH, T, T) */, const double *qkv,
-                                         gpt_dropout dropout, int window, const int32_t *positions,
-                                         int B, int T, int NH, int NKV, int HS) {
+TEST_REFERENCE static inline void ref_attention_forward(double *out /* (B, T, NH HS) */,
+                                                        double *lse /* (B, NH, T) */,
+                                                        double *p /* (B, NH, T, T) */,
+                                                        const double *qkv, gpt_dropout dropout,
+                                                        int window, const int32_t *positions, int B,
+                                                        int T, int NH, int NKV, int HS) {
     for (int b = 0; b < B; b++) {
         for (int h = 0; h < NH; h++) {
             for (int i = 0; i < T; i++) {
@@ -411,10 +416,9 @@ static inline void ref_attention_forward(double *out /* (B, T, NH HS) */,
 }
 
 /* One row's share of dqkv. dp is the gradient of the probabilities before dropout. */
-static inline void ref_attention_backward_row(double *dqkv, double *dp /* (T) */,
-                                              const double *dout /* (HS) */, const double *p,
-                                              const double *qkv, gpt_dropout dropout, int b, int h,
-                                              int i, int T, int NH, int NKV, int HS) {
+TEST_REFERENCE static inline void ref_attention_backward_row(
+    double *dqkv, double *dp /* (T) */, const double *dout /* (HS) */, const double *p,
+    const double *qkv, gpt_dropout dropout, int b, int h, int i, int T, int NH, int NKV, int HS) {
     double mean = 0.0;
     for (int j = 0; j <= i; j++) {
         int v = ref_value_at(b * T + j, h, NH, NKV, HS);
@@ -439,9 +443,10 @@ static inline void ref_attention_backward_row(double *dqkv, double *dp /* (T) */
     }
 }
 
-static inline void ref_attention_backward(double *dqkv, const double *dout, const double *p,
-                                          const double *qkv, gpt_dropout dropout, int B, int T,
-                                          int NH, int NKV, int HS) {
+TEST_REFERENCE static inline void ref_attention_backward(double *dqkv, const double *dout,
+                                                         const double *p, const double *qkv,
+                                                         gpt_dropout dropout, int B, int T, int NH,
+                                                         int NKV, int HS) {
     double *dp = malloc((size_t)T * sizeof *dp);
     if (!dp) abort();
     for (int b = 0; b < B; b++) {

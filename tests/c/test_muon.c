@@ -57,8 +57,8 @@ static int64_t make_segments(shape_case s, int scales_rows, gpt_segment *segment
 }
 
 /* x (M, N) = alpha x + a b, or a b^T: float64. */
-static void ref_product(double *x, const double *a, const double *b, int M, int N, int K,
-                        int turned, double alpha) {
+TEST_REFERENCE static void ref_product(double *x, const double *a, const double *b, int M, int N,
+                                       int K, int turned, double alpha) {
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) {
             double sum = 0;

@@ -14,11 +14,11 @@
  *     }
  *
  * The loop visits every table of backend_ops_at() (those whose name contains GPTC_TEST_TABLES, where
- * that is set) with 1, 2 and 3 threads, a device and more than one thread twice:
+ * that is set) with 1, 2 and 3 threads. A device, and either two or three threads, come twice:
  * the second visit starts from other garbage in the workspace and must repeat every compared number
- * bit for bit. Under AddressSanitizer a case visits a table once (test_is_turn). Entries run once for
- * each element size that a table has, because inputs are rounded to that type before the answer is
- * computed.
+ * bit for bit. Under AddressSanitizer a case visits a table once (test_is_turn). Short tests visit half of
+ * the tables there, and repeat half of a device's cases. Entries run once for each element size that a
+ * table has, because inputs are rounded to that type before the answer is computed.
  *
  * All data moves through buffer_alloc, upload and download, so that nothing here knows a device.
  * Device buffers carry a guard of NaNs, so that a stray write is seen and a stray read spoils the
@@ -48,8 +48,11 @@
 /* Whether an op repeats itself, and the numbers of each case with each number of threads, are another
  * build's question: here a case visits a table once, with the next number of threads each time. */
 enum { TEST_PASSES = 1, TEST_ROTATES = 1 };
+/* Of the float64 code in which a test spends more time than in what it tests. */
+#define TEST_REFERENCE __attribute__((no_sanitize("address,undefined")))
 #else
 enum { TEST_PASSES = 2, TEST_ROTATES = 0 };
+#define TEST_REFERENCE
 #define ASAN_POISON_MEMORY_REGION(data, bytes)   ((void)(data), (void)(bytes))
 #define ASAN_UNPOISON_MEMORY_REGION(data, bytes) ((void)(data), (void)(bytes))
 #endif
@@ -516,11 +519,36 @@ static inline void test_workspace(const gpt_shape *shape) {
 
 /* ---- comparisons ---- */
 
+/* Whether lists of sizes and of something else are crossed in part: each of both is met, but few pairs.
+ * For builds that take long (GPTC_TEST_SIZES=short); a plain build meets the pairs. */
+static inline int test_is_short(void) {
+    const char *sizes = getenv("GPTC_TEST_SIZES");
+    return sizes && strcmp(sizes, "short") == 0;
+}
+static inline int test_step(int step) {
+    return test_is_short() ? step : 1;
+}
+
+/* True for half of the cases, as a hash has it, so that it does not go with an option of a list of cases. */
+static inline int test_is_half(void) {
+    uint32_t x = (uint32_t)test.n_cases * 2654435761u;
+    x = (x ^ x >> 15) * 2246822519u;
+    return x >> 31;
+}
+
+/* Whether a second visit follows the first: on a device, in short tests for half of the cases; on a CPU with two
+ * threads, or with three. */
+static inline int test_repeats(void) {
+    if (TEST_PASSES == 1) return 0;
+    if (!test_on_cpu()) return !test_is_short() || test_is_half();
+    return test.threads == 2 + test_is_half();
+}
+
 /* In pass 0 keeps what an EACH_BACKEND loop compared; in pass 1 the same call must see the same
  * bits. The conversion to double is exact, so comparing doubles compares bits. */
 static inline void test_repeat(const char *file, int line, const char *what, const double *got,
                                int64_t n) {
-    if (test.visit < 0) return;
+    if (test.visit < 0 || !test_repeats()) return;
     size_t bytes = (size_t)n * sizeof *got;
     if (test.visit % TEST_PASSES == 0) {
         test_block **end = test.recorded_at;
@@ -655,11 +683,20 @@ static inline void test_backend_leave(void) {
     test.ops = NULL;
 }
 
+/* In short tests a case visits half of the tables of its element type, if there are several. */
+static inline int test_has_table(int table) {
+    int n = 0, before = 0;
+    if (!test_is_short()) return 1;
+    for (int i = 0; i < test.n_tables; i++)
+        if (test.tables[i]->act_bytes == test.act_bytes) n++, before += i < table;
+    return n == 1 || (test_is_half() + before) % 2;
+}
+
 /* Every pair of a case, a table and a number of threads is met where three tables have the element
  * type, but not every three of them. Few tables are visited with each number of threads. */
 static inline int test_is_turn(int table) {
-    if (!TEST_ROTATES || test.n_tables <= 2 || !test_on_cpu()) return 1;
-    return test.threads == 1 + (test.n_cases + table) % TEST_MAX_THREADS;
+    if (!TEST_ROTATES || !test_on_cpu() || (test.n_tables <= 2 && !test_is_short())) return 1;
+    return test.threads == 1 + (test.n_cases + table) % TEST_MAX_THREADS && test_has_table(table);
 }
 
 static inline int test_backend_next(void) {
@@ -671,7 +708,7 @@ static inline int test_backend_next(void) {
         test.ops = test.tables[table];
         test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
         if (test.threads > 1 && !test_on_cpu()) continue; /* threads are the CPU's */
-        if (test_on_cpu() && test.threads == 1 && test.visit % TEST_PASSES > 0) continue;
+        if (test.visit % TEST_PASSES > 0 && !test_repeats()) continue;
         if (!test_is_turn(table)) continue;
         test.ctx = test.contexts[table][test.threads - 1];
         if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
@@ -686,16 +723,6 @@ static inline int test_backend_next(void) {
 }
 /* Runs what follows for each table, thread count and pass. Do not leave it with break. */
 #define EACH_BACKEND for (test_backend_begin(); test_backend_next();)
-
-/* Whether lists of sizes and of something else are crossed in part: each of both is met, but few pairs.
- * For builds that take long (GPTC_TEST_SIZES=short); a plain build meets the pairs. */
-static inline int test_is_short(void) {
-    const char *sizes = getenv("GPTC_TEST_SIZES");
-    return sizes && strcmp(sizes, "short") == 0;
-}
-static inline int test_step(int step) {
-    return test_is_short() ? step : 1;
-}
 
 /* ---- main ---- */
 

@@ -388,20 +388,28 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
     return given;
 }
 
+/* As fmaxf, which the compiler would call. */
+static inline float larger(float a, float b) {
+    return a > b || b != b ? a : b;
+}
+
+/* Lanes that exchange their numbers have the same afterwards, of which one is computed: a + b is b + a. A function,
+ * so that it needs no room on each stack. */
+[[gnu::noinline]] static void fold_lanes(float *x, int from, int to, bool largest) {
+    for (int offset = from; offset >= to; offset /= 2)
+        for (int i = 0; i < EMULATED_LANES; i += 2 * offset)
+            for (int k = i; k < i + offset; k++) {
+                float a = x[k], b = x[k + offset];
+                x[k] = x[k + offset] = largest ? larger(a, b) : a + b;
+            }
+}
+
 float emulate_fold(float mine, int from, int to, bool largest) {
     int w = current / EMULATED_LANES, lane = current % EMULATED_LANES;
     want_all_lanes(w);
     float *x = slots[w].folded[turns[current]++ % 2]; /* two in turn, as above */
     x[lane] = mine;
-    if (warps[w].arrived + 1 == warps[w].alive)
-        for (int offset = from; offset >= to; offset /= 2) {
-            float before[EMULATED_LANES];
-            memcpy(before, x, sizeof before);
-            for (int i = 0; i < EMULATED_LANES; i++) {
-                float a = before[i], b = before[i ^ offset];
-                x[i] = largest ? fmaxf(a, b) : a + b;
-            }
-        }
+    if (warps[w].arrived + 1 == warps[w].alive) fold_lanes(x, from, to, largest);
     wait(warps[w]);
     return x[lane];
 }

@@ -15,15 +15,19 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-HOT = ("attention_bf16", "norm", "small_bf16", "vector_attention_bf16")
+HOT = ("attention_bf16", "small_bf16", "vector_attention_bf16")
 # Of files that are compiled as one (sources.cmake): if a file leaves it, HOT has to name it.
 HOT_KERNELS = (
     "attention_decode_kernel",
     "classifier_kernel",
     "expert_product_kernel",
     "few_expert_kernel",
+    "few_norm_forward_kernel",
     "few_product_kernel",
+    "residual_norm_backward_kernel",
+    "residual_norm_forward_kernel",
     "rows_product_kernel",
+    "wide_norm_backward_kernel",
 )
 
 
