@@ -136,3 +136,11 @@ def gptc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 def arguments(options: dict[str, Any]) -> list[str]:
     """`options` as command-line arguments."""
     return [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+
+
+@pytest.fixture
+def one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of a run has one panel of nine: matplotlib takes a fifth of a second for each."""
+    from gptc.training import plot
+
+    monkeypatch.setattr(plot, "_PANELS", plot._PANELS[:1])

@@ -101,7 +101,10 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         n_names = tokenizer.get_vocab_size(with_added_tokens=False)
         n_names += sum(inner(token.content) is None for token in added)
         bound = min(MOST_IDS, n_names + SPARE_IDS)
-        ids = [id for id in range(bound) if tokenizer.id_to_token(id) is not None]
+        ids: list[int] = []
+        for part in (range(min(n_names, bound)), range(n_names, bound)):
+            if len(ids) < n_names:  # most vocabularies have no holes, and end with the first part
+                ids += [id for id in part if tokenizer.id_to_token(id) is not None]
         if len(ids) != n_names:
             vocabulary = tokenizer.get_vocab(with_added_tokens=True)
             self.vocab_size = check_ids(list(vocabulary.values()), where)

@@ -239,7 +239,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 def spawn(source: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "gptc", "prepare", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--shard-tokens", "20K", "--jobs", "2", "--tokenizer", "bpe:300"],
+        [*command, "--shard-tokens", "6K", "--jobs", "2", "--tokenizer", "bpe:300"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -247,7 +247,7 @@ def spawn(source: Path, out: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_by_the_system(tmp_path: Path) -> None:
     source = tmp_path / "text"
-    source.write_text(text(200_000))
+    source.write_text(text(60_000))
     process = spawn(source, tmp_path / "whole")
     assert process.wait(60) == 0, process.communicate()
     out = tmp_path / "out"

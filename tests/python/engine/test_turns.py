@@ -154,7 +154,7 @@ def test_sessions_are_freed_by_garbage_collection_during_calls(
 
 @pytest.mark.parametrize("use", ["close", "step", "loss"])
 def test_a_signal_handler_cannot_use_the_model_that_it_interrupts(use: str) -> None:
-    config = make_config("byte", n_layer=40, n_embd=256, block_size=256)
+    config = make_config("byte", n_layer=24, n_embd=256, block_size=256)
     model = Model.create(config, threads=1, max_batch=8)
     batch = np.zeros((8, 256), np.int32)
     uses: dict[str, Callable[[], object]] = {
@@ -257,7 +257,7 @@ def test_daemon_threads_do_not_crash_the_end(work: str) -> None:
             {work}
     for session in sessions:
         threading.Thread(target=work, args=(session,), daemon=True).start()
-    time.sleep(0.3)
+    time.sleep(0.1)
     """
     for _ in range(3):
         done = run_python(code)

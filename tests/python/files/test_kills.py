@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,12 @@ CALLS = [
 ]  # between others nothing changes
 KILLED = 9
 
+Check = Callable[[Path, bool], None]  # of a folder, whose filesystem may exchange two names
+
 
 def killed_at(nth: int, after: bool, action: Callable[[], object]) -> bool:
     """Runs an action in a child that ends before or after its n-th call; False: it had fewer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests
-        child = os.fork()
+    child = os.fork()
     if child == 0:
         try:
             count = 0
@@ -78,24 +80,35 @@ def killed_at(nth: int, after: bool, action: Callable[[], object]) -> bool:
     return code == KILLED
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill leaves the kernel's memory as it is, so nothing needs to reach the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Lets hundreds of kills take a moment.
 
-
-@pytest.fixture(params=["exchange", "no exchange"])
-def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the filesystem can exchange two names."""
-    if request.param == "no exchange":
-        monkeypatch.setattr(whole, "_exchange", lambda one, other: False)
-    return str(request.param) == "exchange"
+    A kill leaves the kernel's memory as it is, so nothing needs to reach the disk. Folders that a
+    kill left without a mark are removed by the next visit.
+    """
+    patch.setattr(os, "fsync", lambda descriptor: None)
+    patch.setattr(whole, "_MARKED_S", -1.0)
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders that a kill left without a mark are removed by the next visit."""
-    monkeypatch.setattr(whole, "_MARKED_S", -1.0)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[ProcessPoolExecutor]:
+    """A process in which few modules are loaded: a fork of one that tests have filled is slow."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def in_small(check: Check, folder: Path, exchange: bool) -> None:
+    """Runs a check on a filesystem that can exchange two names, or on one that cannot."""
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        if not exchange:
+            patch.setattr(whole, "_exchange", lambda one, other: False)
+        check(folder, exchange)
 
 
 def kills() -> Iterator[tuple[int, bool]]:
@@ -111,15 +124,13 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name not in ("model", "sources")]
 
 
-def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
-    tmp_path: Path, exchange: bool
-) -> None:
-    path, seen = tmp_path / "model", set()
+def replacement(folder: Path, exchange: bool) -> None:
+    path, seen = folder / "model", set()
 
     def put(content: str) -> None:
-        with whole_folder(path) as folder:
-            (folder / "a").write_text(content)
-            (folder / "b").write_text(content)
+        with whole_folder(path) as made:
+            (made / "a").write_text(content)
+            (made / "b").write_text(content)
 
     for nth, after in kills():
         put("old")
@@ -130,19 +141,19 @@ def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
         found = [(path / name).read_text() for name in "ab"]
         assert found in (["old", "old"], ["new", "new"]), nth
         seen.add(found[0])
-        clean_up(tmp_path)
+        clean_up(folder)
         assert [(path / name).read_text() for name in "ab"] == found
-        assert leftovers(tmp_path) == []
+        assert leftovers(folder) == []
         if not killed:
             break
     assert seen == {"old", "new"}
     assert nth > 10
 
 
-def test_a_killed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+def write(folder: Path, exchange: bool) -> None:
     """And the next write removes what the killed one left."""
-    path, seen = tmp_path / "config", set()
-    others = [tmp_path / ".config.0011aabb.partial.txt", tmp_path / ".other.0011aabb.partial"]
+    path, seen = folder / "config", set()
+    others = [folder / ".config.0011aabb.partial.txt", folder / ".other.0011aabb.partial"]
     for other in others:
         other.write_text("theirs")
     for nth, after in kills():
@@ -150,27 +161,17 @@ def test_a_killed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> No
         killed = killed_at(nth, after, lambda: write_file(path, b"new"))
         seen.add(path.read_bytes())
         write_file(path, b"old")
-        assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+        assert sorted(folder.iterdir()) == sorted([path, *others])
         if not killed:
             break
     assert seen == {b"old", b"new"}
     assert nth > 2
 
 
-def test_a_file_that_another_process_writes_is_kept(tmp_path: Path) -> None:
-    def chunks() -> Iterator[bytes]:
-        write_file(tmp_path / "config", b"in between")
-        yield b"at last"
-
-    write_file(tmp_path / "config", chunks())
-    assert (tmp_path / "config").read_bytes() == b"at last"
-    assert len([*tmp_path.iterdir()]) == 1
-
-
-def test_a_killed_save_of_a_model_leaves_a_whole_one(tmp_path: Path, exchange: bool) -> None:
-    old = make_checkpoint(make_config("gpt2"), folder=tmp_path / "sources" / "old")
-    new = make_checkpoint(make_config("llama"), folder=tmp_path / "sources" / "new")
-    path = tmp_path / "saved" / "model"
+def save_of_a_model(folder: Path, exchange: bool) -> None:
+    old = make_checkpoint(make_config("gpt2"), folder=folder / "sources" / "old")
+    new = make_checkpoint(make_config("llama"), folder=folder / "sources" / "new")
+    path = folder / "saved" / "model"
     for nth, _ in kills():
         shutil.rmtree(path.parent, ignore_errors=True)
         shutil.copytree(old.path, path)
@@ -185,17 +186,41 @@ def test_a_killed_save_of_a_model_leaves_a_whole_one(tmp_path: Path, exchange: b
     assert nth > 20
 
 
-def test_a_killed_removal_is_ended_by_the_next_visit(tmp_path: Path) -> None:
-    path = tmp_path / "model"
+def removal(folder: Path, exchange: bool) -> None:
+    path = folder / "model"
     for nth, after in kills():
         path.mkdir(exist_ok=True)
         (path / "a").write_text("old")
         killed = killed_at(nth, after, lambda: discard(path))
-        clean_up(tmp_path)
+        clean_up(folder)
         assert not path.exists() or (path / "a").read_text() == "old"
-        assert leftovers(tmp_path) == []
+        assert leftovers(folder) == []
         if not killed:
             break
+
+
+@pytest.mark.parametrize(
+    ("check", "exchange"),
+    [
+        *product((replacement, save_of_a_model), (True, False)),
+        (write, True),
+        (removal, True),
+    ],
+)
+def test_a_kill_leaves_the_old_content_or_the_new(
+    small: ProcessPoolExecutor, tmp_path: Path, check: Check, exchange: bool
+) -> None:
+    small.submit(in_small, check, tmp_path, exchange).result()
+
+
+def test_a_file_that_another_process_writes_is_kept(tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        write_file(tmp_path / "config", b"in between")
+        yield b"at last"
+
+    write_file(tmp_path / "config", chunks())
+    assert (tmp_path / "config").read_bytes() == b"at last"
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 REPLACE = """

@@ -156,15 +156,16 @@ def test_containers_that_lie(tmp_path: Path, content: bytes, message: str) -> No
     assert len(str(caught.value)) < 3000
 
 
-def test_a_million_keys_are_refused_at_once(tmp_path: Path) -> None:
-    header = "{" + ",".join(f'"{i}":0' for i in range(1_000_000)) + "}"
+def test_half_a_million_keys_are_refused_at_once(tmp_path: Path) -> None:
+    n = 510_000
+    header = "{" + ",".join(f'"{i}":0' for i in range(n)) + "}"
     path = tmp_path / "x.safetensors"
     path.write_bytes(container(header))
     one = key("k000000", 7, b"\1").replace(b"000000", b"%06d")
-    keys = [one % i for i in range(1_000_000)]
+    keys = [one % i for i in range(n)]
     other = tmp_path / "x.gguf"
     other.write_bytes(gguf(keys, [tensor("a", (8,))], DATA))
-    why = r"limit of 500,000 JSON values|1,000,000; it must be"
+    why = rf"limit of 500,000 JSON values|{n:,}; it must be"
     for file, read in ((path, TensorFile), (other, open_model)):
         begin = time.process_time()
         with pytest.raises(GptcError, match=why):

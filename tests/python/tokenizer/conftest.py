@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gptc.files import warm
+from gptc.tokenizer import pretrained
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,3 +17,9 @@ def _prepared_templates() -> Iterator[None]:
         changed.setattr(warm, "MOST_IDLE", 24)
         yield
     warm.end_all()
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Definitions that a test has made are not tried in a process each (test_strangers.py does)."""
+    monkeypatch.setattr(pretrained, "try_out", lambda library, definition, where: None)

@@ -28,6 +28,8 @@ from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import TEXTS
 from vocabularies import LLAMA, assert_cut_is_exact, begun, small_tiktoken
 
+pytestmark = pytest.mark.usefixtures("untried")
+
 Ids = Callable[[str], list[int]]
 LINES = ["the cat sat on the mat, and the hat.", "  def f(x):", "    return the_cat  # 12 345"]
 WORDS = [
@@ -203,7 +205,7 @@ def test_a_text(kind: str) -> None:
     ours, theirs = made(kind)
     rng = random.Random(1)
     texts = [" wind of", "  two", " ", "   ", "\nx", "x", "", " \n x", *LINES]
-    for text in [*texts, *TEXTS, *(some_text(rng, 20) for _ in range(80))]:
+    for text in [*texts, *TEXTS, *(some_text(rng, 20) for _ in range(40))]:
         assert ours.encode(text).tolist() == theirs(text), text
         if text:
             assert prompt_tokens(ours, text) == theirs(text), text
@@ -270,9 +272,9 @@ def test_every_cut(kind: str) -> None:
     ours, _ = made(kind)
     rng = random.Random(22)
     n_cuts = 0
-    for _ in range(8):
+    for _ in range(5):
         n_cuts += assert_cut_is_exact(ours, some_text(rng, 40).encode())
-    assert n_cuts > 24
+    assert n_cuts > 15
 
 
 def test_every_cut_between_words_that_are_tokens(
@@ -297,7 +299,7 @@ def test_a_place_without_spaces(kind: str) -> None:
     rng = random.Random(33)
     found = 0
     runs = ["a" * 300, "the" * 100, "東京" * 100, "12" * 150, " " * 300, "\n" * 300, "é.," * 90]
-    for text in [*runs, *(some_text(rng, 60).replace(" ", "") for _ in range(30))]:
+    for text in [*runs, *(some_text(rng, 60).replace(" ", "") for _ in range(20))]:
         data = text.encode()
         if cut := cut_inside(ours, data, continued=False):
             parts = [ours.encode_bytes(data[:cut]), ours.encode_bytes(data[cut:], True)]

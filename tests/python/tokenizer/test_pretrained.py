@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.pretrained import read_sentencepiece
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer, _check_normalizer
 from vocabularies import (
     LLAMA,
     TEXT,
@@ -146,6 +148,34 @@ def test_a_dataset_is_made_with_it(tokenizer: Tokenizer, tmp_path: Path) -> None
 
 
 def test_a_normalizer_with_a_number_in_place_of_a_text_is_left_to_its_library() -> None:
-    from gptc.tokenizer.with_tokenizers import _check_normalizer
-
     _check_normalizer({"type": "Replace", "pattern": {"String": 0}, "content": "a"}, "it")
+
+
+class Counted:
+    """A tokenizer of the library, which counts the ids that it is asked for."""
+
+    def __init__(self, made: Any) -> None:
+        self.made, self.n_asked = made, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.made, name)
+
+    def id_to_token(self, id: int) -> str | None:
+        self.n_asked += 1
+        return cast("str | None", self.made.id_to_token(id))
+
+
+@pytest.mark.parametrize("hole", [0, 1, 1000])
+def test_ids_beyond_the_number_of_tokens_are_asked_for_where_some_are_missing(
+    tmp_path: Path, hole: int
+) -> None:
+    definition = json.loads(byte_level(tmp_path).read_bytes())
+    vocabulary = definition["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] += hole
+    tokenizer: Any = HuggingFaceTokenizer(json.dumps(definition))
+    assert tokenizer.vocab_size == len(vocabulary) + hole
+    tokenizer._tokenizer = counted = Counted(tokenizer._tokenizer)
+    names = dict(tokenizer._names("it"))
+    assert (len(names), names[last]) == (len(vocabulary), vocabulary[last])
+    assert (counted.n_asked <= 2 * len(vocabulary)) == (hole == 0)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def names(requirements: list[str]) -> set[str]:
     return {sbom.canonical(name[0]) for name in found if name} - {"gptc"}
 
 
+@cache
 def imported() -> set[str]:
     """The packages that gptc imports, but for Python's own."""
     found = set()

@@ -77,6 +77,7 @@ def test_smoothing_keeps_means_and_straight_lines() -> None:
     assert np.array_equal(smooth(noise[:50]), noise[:50])
 
 
+@pytest.mark.usefixtures("one_panel")
 @pytest.mark.parametrize(
     ("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
 )
@@ -113,6 +114,7 @@ def test_a_page_needs_nothing_else_and_names_what_differs(tmp_path: Path) -> Non
     ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """A formula that is not one would end matplotlib; a name that begins with _ is hidden."""
     names = ["$a^{b$", "_hidden", "a\udcff", "&amp;\x01"]
@@ -122,6 +124,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert _label("_hidden") == " _hidden"
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_the_gain_is_over_the_ngrams_of_the_runs_own_data(
     gptc: Gptc, arguments: list[str], options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_the_gain_is_over_the_ngrams_of_the_runs_own_data(
         gain_of(run, 2)
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_unasked_ngrams_are_of_the_first_tokens(
     gptc: Gptc, arguments: list[str], options: dict[str, Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,6 +218,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_the_command_draws_a_run(gptc: Gptc, arguments: list[str], options: dict[str, Any]) -> None:
     assert gptc("train", *arguments).code == 0
     ran = gptc("plot", options["out"])

@@ -104,6 +104,7 @@ def test_event_files_are_in_the_folder_of_the_run(
     assert [(tag, step) for tag, _, step in events.texts] == [("sample", 8)]
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_a_run_with_event_files_is_not_written_twice(
     gptc: Gptc, arguments: list[str], options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_board_that_does_not_start_is_one_line(tmp_path: Path, board: Board) -
         open_trackers(["wandb"], "run", tmp_path, {}, print)
 
 
+@pytest.mark.usefixtures("one_panel")
 def test_a_run_that_is_there_is_sent_in_the_order_of_its_steps(
     gptc: Gptc, arguments: list[str], options: Options, board: Board
 ) -> None:
