@@ -539,6 +539,26 @@ static call rows_of(const int *lengths, const int *counts, int first, int end) {
     return c;
 }
 
+/* Many rows that begin at the edge of a tile, or next to it: they see all keys before them and their own. */
+static void test_decode_begins(void) {
+    static const int begins[] = {1, 15, 16, 63, 64, 65, 128}, counts[] = {9, 40, 64, 65};
+    for (int i = 0; i < TEST_COUNT(begins) * TEST_COUNT(counts); i += test_step(3)) {
+        int first = begins[i / TEST_COUNT(counts)], rows = counts[i % TEST_COUNT(counts)];
+        sizes s = {1, first + rows, 4, 2, i % 2 ? 64 : 20, 0};
+        test_case("decode %d rows after %d, HS=%d", rows, first, s.HS);
+        answer a = answer_of(s, random_act(qkv_size(s), 1.0), (gpt_dropout){0});
+        caches c = new_caches(s, s.T);
+        gpt_shape shape = shape_of(s, 0);
+        shape.T = shape.n_ctx = s.T;
+        EACH_BACKEND {
+            c.k = device_act(NULL, c.size), c.v = device_act(NULL, c.size);
+            test_workspace(&shape);
+            decode_call(s, &a, &c, rows_of(&first, &first, 0, 1));
+            decode_call(s, &a, &c, rows_of(&s.T, &rows, 0, 1));
+        }
+    }
+}
+
 /* A row's bits do not depend on the other sequences of the call, few or many. (In bf16 a GPU has tiles
  * for 64 rows of one sequence; there are none here.) */
 static void test_decode_alone(void) {
@@ -601,7 +621,7 @@ static void test_reference(void) {
 TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
               {"attention, dropout", test_dropout}, {"large scores", test_large_scores},
               {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode},
-              {"window", test_window}, {"window of all", test_whole_window},
-              {"documents", test_documents}, {"decode, window", test_decode_window},
-              {"decode, pieces", test_decode_pieces}, {"decode, alone", test_decode_alone},
-              {"soft cap", test_soft_cap})
+              {"decode, begins", test_decode_begins}, {"window", test_window},
+              {"window of all", test_whole_window}, {"documents", test_documents},
+              {"decode, window", test_decode_window}, {"decode, pieces", test_decode_pieces},
+              {"decode, alone", test_decode_alone}, {"soft cap", test_soft_cap})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gptc.files import warm
-from gptc.tokenizer import pretrained
+from gptc.tokenizer import with_sentencepiece, with_tiktoken, with_tokenizers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,4 +22,5 @@ def _prepared_templates() -> Iterator[None]:
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Definitions that a test has made are not tried in a process each (test_strangers.py does)."""
-    monkeypatch.setattr(pretrained, "try_out", lambda library, definition, where: None)
+    for module in (with_sentencepiece, with_tiktoken, with_tokenizers):
+        monkeypatch.setattr(module, "try_out", lambda library, definition, where: None)
