@@ -75,7 +75,8 @@ class Options:
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32), "int8" (weights rounded in groups of 32) or "int4" (to Q4_K; both inference only),
     "packed" (the matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
-    "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
+    "auto": bf16 on a GPU, on a CPU with bf16 instructions, and without `training` on one with AVX2;
+    else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: norms, and the first feed-forward layer ("mlp") or each layer ("block"), of the
@@ -143,9 +144,18 @@ class Options:
             dtype = self.optimizer_dtype
             raise UsageError(f"optimizer_dtype {dtype!r} is for a CPU; use device 'cpu', or 'fp32'")
         if dtype == "auto":
-            fast = device == "cuda" or library.load().lib.gpt_cpu_has_bf16()
-            dtype = "bf16" if fast else "fp32"
+            dtype = "bf16" if device == "cuda" or self._has_fast_bf16() else "fp32"
         return replace(self, device=device, dtype=dtype)
+
+    def _has_fast_bf16(self) -> bool:
+        """Whether bf16 is the faster dtype on this CPU, as measured.
+
+        With AVX2, bf16 numbers are widened as they are read. Text waits for memory and needs half
+        as much of it; training waits for products and gains nothing.
+        """
+        if library.load().lib.gpt_cpu_has_bf16():
+            return True
+        return not self.training and library.cpu_level() == "avx2"
 
     def to_c(self) -> Any:
         """A gpt_options *; "auto" must be resolved."""

@@ -310,7 +310,11 @@ def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.Monke
     assert Options().resolved() == Options(device="cpu", dtype="fp32")
     assert Options(dtype="auto").resolved() == Options(device="cpu", dtype=fast)
     reading = Options(dtype="auto", training=False)
-    assert reading.resolved() == replace(reading, device="cpu", dtype=fast)
+    for level in ("portable", "avx2", "avx512"):
+        monkeypatch.setattr(library, "cpu_level", lambda level=level: level)
+        wanted = "bf16" if level == "avx2" else fast
+        assert reading.resolved() == replace(reading, device="cpu", dtype=wanted)
+        assert Options(dtype="auto").resolved().dtype == fast
     assert Options(dtype="bf16").resolved() == Options(device="cpu", dtype="bf16")
     with pytest.raises(EngineError, match="there is none"):
         Options("cuda").resolved()
