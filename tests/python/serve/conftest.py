@@ -83,7 +83,8 @@ def attack_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 def started(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """`gptc serve` as users start it, with a model that `gptc train` has made.
 
-    At its end, no error of the server may be in its log.
+    In fp32 on every machine, as the tests compute the numbers that they expect. At its end, no
+    error of the server may be in its log.
     """
     folder = tmp_path_factory.mktemp("started")
     run, template, log = folder / "tiny", folder / "chat.jinja", folder / "log"
@@ -98,7 +99,8 @@ def started(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with log.open("w") as out:
         server = subprocess.Popen(
             [*gptc, "serve", "-m", run, "--name", "tiny", "--port", "0", "--parallel", "8",
-             "--prefill-chunk", "16", "--threads", "1", "--chat-template", template],
+             "--prefill-chunk", "16", "--threads", "1", "--chat-template", template,
+             "--dtype", "fp32"],
             stdout=out, stderr=out,
         )  # fmt: skip
     try:
