@@ -14,6 +14,8 @@ import pytest
 
 from gptc.checkpoint.names import list_checkpoints
 from gptc.cli.train import given_options
+from gptc.engine.arrays import TokenArray
+from gptc.engine.model import Model
 from gptc.engine.options import plan_for
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import amount
@@ -343,6 +345,17 @@ def test_a_moment_of_other_work_does_not_count() -> None:
     assert sorted(planning.usual([9.0, 3.0, 5.0, 1.0])) == [1, 2]
 
 
+def _count_rows(monkeypatch: pytest.MonkeyPatch, model: Model, name: str, sizes: list[int]) -> None:
+    """Each call of that method adds the rows of its batch to `sizes`."""
+    real = getattr(model, name)
+
+    def counted(x: TokenArray, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(x))
+        return real(x, *rest, **more)
+
+    monkeypatch.setattr(model, name, counted)
+
+
 def test_a_long_pass_is_timed_by_a_part_of_its_rows(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,15 +367,7 @@ def test_a_long_pass_is_timed_by_a_part_of_its_rows(
         monkeypatch.setattr(planning, "_TIMED_S", longest_s)
         sizes.clear()
         with _ready({**options, "batch_size": 4}) as setup:
-            real = setup.model.backward
-            monkeypatch.setattr(
-                setup.model,
-                "backward",
-                lambda x, *rest, _real=real, **more: (
-                    sizes.append(len(x)),
-                    _real(x, *rest, **more),
-                )[1],
-            )
+            _count_rows(monkeypatch, setup.model, "backward", sizes)
             costs = _measured(setup, options)
             assert setup.loader.batch_size == 4
         assert sizes == [4, rows]
@@ -387,15 +392,7 @@ def test_a_slow_machine_times_few_rows(options: Options, monkeypatch: pytest.Mon
     with _ready({**options, "batch_size": 4}) as setup:
         setup.peak_flops = 2 * _row_flops(setup)
         for name in ("backward", "loss"):
-            real = getattr(setup.model, name)
-            monkeypatch.setattr(
-                setup.model,
-                name,
-                lambda x, *rest, _real=real, **more: (
-                    sizes.append(len(x)),
-                    _real(x, *rest, **more),
-                )[1],
-            )
+            _count_rows(monkeypatch, setup.model, name, sizes)
         costs = _measured(setup, options)
         assert setup.loader.batch_size == 4
     assert set(sizes) == {1, 2}  # the first pass and those of an evaluation; the others
@@ -404,12 +401,8 @@ def test_a_slow_machine_times_few_rows(options: Options, monkeypatch: pytest.Mon
 
 def test_minutes_are_planned_by_few_rows(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     with _ready({**options, "batch_size": 4}) as setup:
-        real, sizes = setup.model.backward, []
-        monkeypatch.setattr(
-            setup.model,
-            "backward",
-            lambda x, *rest, **more: (sizes.append(len(x)), real(x, *rest, **more))[1],
-        )
+        sizes: list[int] = []
+        _count_rows(monkeypatch, setup.model, "backward", sizes)
         times = iter([0.0, 6.0])
         monkeypatch.setattr(horizon.time, "perf_counter", lambda: next(times))
         position = setup.loader.position
@@ -435,12 +428,7 @@ def test_a_pass_is_timed_three_times_unless_it_is_very_long(
     monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
     done: list[int] = []
     with _ready(options) as setup:
-        real = setup.model.backward
-        monkeypatch.setattr(
-            setup.model,
-            "backward",
-            lambda x, *rest, **more: (done.append(len(x)), real(x, *rest, **more))[1],
-        )
+        _count_rows(monkeypatch, setup.model, "backward", done)
         _measured(setup, options)
     assert len(done) == 1 + n
 
