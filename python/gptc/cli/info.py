@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.command import Command
-from gptc.data.options import TRAIN_ON, TrainOn
+from gptc.data.options import PACKING, TRAIN_ON, TrainOn
 from gptc.errors import GptcError, NoTokenizer, printable
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         data = trainer["options"]["data"]
         described["training"]["data"] = data if isinstance(data, str) else ", ".join(data)
         described["training"]["steps"] = trainer["options"]["steps"]
+        described["training"]["packing"] = trainer["options"].get("packing", "stream")
     return described
 
 
@@ -323,11 +324,12 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("note", note) for note in found["notes"]]
     if "training" in found:
         training = found["training"]
+        padded = " with padding" if training["packing"] in PACKING else ""  # conversations
         rows.append(
             (
                 "training",
                 f"step {training['step']:,} of {training['steps']:,}, "
-                f"{training['tokens']:,} tokens of {training['data']}",
+                f"{training['tokens']:,} tokens{padded} of {training['data']}",
             )
         )
         if training["evaluation"]:

@@ -24,7 +24,7 @@ from gptc.training.depth import chosen
 from gptc.training.diloco import MOST_NUMBERS, outer_bytes
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
-from gptc.training.options import SHAPE
+from gptc.training.options import SHAPE, TrainOptions
 from gptc.training.schedule import constant_rate, idle, learning_rate, lowest_rate
 from gptc.training.setup import Setup
 from gptc.training.trainer import Trainer
@@ -75,7 +75,6 @@ def header(setup: Setup, session: int) -> Iterator[str]:
     """The lines and notes at the start of a run, after its first line; as `planned_bytes`."""
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
-    accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
     total = growth.Growth(options).tokens(0, setup.horizon.steps)
     epochs = total / setup.loader.epoch_tokens
     yield (
@@ -120,10 +119,8 @@ def header(setup: Setup, session: int) -> Iterator[str]:
         f"{amount(planned_bytes(setup, session, setup.state.step))} at the peak"
     )
     yield f"          ({_memory_parts(setup.plan)})"
-    yield (
-        f"  steps   {_steps(setup)} of {options.rows} x {options.seq_len}{accum} tokens: "
-        f"{count(total)} tokens, {few(epochs)} epochs"
-    )
+    size = _size(options, total, is_chats=data.is_chats)
+    yield f"  steps   {_steps(setup)} of {size} {few(epochs)} epochs"
     yield from growth.described(options)
     steps = setup.horizon.steps
     for given in growth.longer(options, steps) if setup.horizon.budget_s else ():
@@ -186,12 +183,23 @@ def _memory_parts(plan: Plan) -> str:
 
 
 def _compute(setup: Setup, n_tokens: int) -> str:
-    """FLOPs by the formula of gptc.training.plan."""
+    """FLOPs by the formula of gptc.training.plan. Conversations may be shorter than a row."""
     flops = setup.plan.train_flops_per_token
     flops += setup.plan.update_flops / setup.options.step_tokens
     step = flops * setup.options.step_tokens
-    whole = count(flops * n_tokens)
-    return f"{count(flops)} FLOPs per token, {count(step)} per step, {whole} in all"
+    whole, most = count(flops * n_tokens), "at most " if setup.dataset.is_chats else ""
+    return f"{count(flops)} FLOPs per token, {most}{count(step)} per step, {whole} in all"
+
+
+def _size(options: TrainOptions, n_tokens: int, *, is_chats: bool) -> str:
+    """What a step reads; of texts, what all steps read too: conversations differ in length."""
+    accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
+    if not is_chats:
+        return f"{options.rows} x {options.seq_len}{accum} tokens: {count(n_tokens)} tokens,"
+    noun = "pair" if options.dpo else "row" if options.packing == "fit" else "conversation"
+    n = options.batch_size
+    each = plural(n, noun) if not accum else f"{n}{accum} {noun}s"
+    return f"{each} of at most {options.seq_len} tokens:"
 
 
 def _steps(setup: Setup) -> str:

@@ -22,21 +22,35 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return write_base(tmp_path / "base"), write_rows(tmp_path / "chats.jsonl", rows(30))
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(
+    ("rank", "packing", "size"),
+    [
+        (0, (), "4 of 4 conversations of at most 128 tokens: 0.59 epochs\n"),
+        (4, ("--packing", "fit", "--grad-accum", 2), "4 of 4 x 2 rows of at most 128 tokens: "),
+    ],
+)
 def test_a_model_is_fine_tuned(
-    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path, rank: int
+    files: tuple[Path, Path],
+    gptc: Callable[..., Any],
+    tmp_path: Path,
+    rank: int,
+    packing: tuple[Any, ...],
+    size: str,
 ) -> None:
     base, chats = files
-    out, steps = tmp_path / "run", ("--steps", 4, "--threads", 1, "--device", "cpu")
+    out, steps = tmp_path / "run", ("--steps", 4, "--threads", 1, "--device", "cpu", *packing)
     ran = gptc("finetune", "-m", base, "--data", chats, "--out", out, "--lora-rank", rank, *steps)
     assert ran.code == 0, ran.err
     assert "27 conversations to train on, 3 held out" in ran.err
+    assert f"  steps   {size}" in ran.err
+    assert "FLOPs per token, at most " in ran.err
     assert ran.out.count("before: ") == ran.out.count("after: ") == 3
     assert f"next: gptc infer -m {out} --chat\n" in ran.err
     options = json.loads((out / "ckpt-000004" / "trainer.json").read_text())["options"]
     assert (options["lora_rank"], options["lr"]) == (rank, 2e-4 if rank else 2e-5)
     messages = tmp_path / "messages.json"
     messages.write_text(json.dumps([{"role": "user", "content": "Hi"}]))
+    assert f" tokens with padding of {chats}\n" in gptc("info", out).out
     answer = gptc("infer", "-m", out, "--messages", messages, "--max-tokens", 4)
     assert answer.code == 0, answer.err
     again = gptc("finetune", "-m", base, "--data", chats, "--out", out, "--steps", 4)
