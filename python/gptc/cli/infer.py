@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gptc.engine.model import Model
     from gptc.engine.world import World
     from gptc.formats.model_file import ModelFile
-    from gptc.generation.drafts import Draft
+    from gptc.generation.chat import Conversation
     from gptc.tokenizer.base import Tokenizer
 
 _EPILOG = """\b
@@ -49,6 +49,7 @@ Examples:
   gptc infer -m gpt2 -p "Alan Turing theorized that"    downloaded if not a local folder
   gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
   gptc infer -m SmolLM2-135M-Instruct.gguf --chat --system "Be brief."
+  gptc infer -m SmolLM2-135M-Instruct.gguf --chat -p "What is gravity?"    one answer
   gptc infer -m SmolLM2-135M-Instruct.gguf --messages question.json > answer.txt
   gptc infer --prompts questions.jsonl > answers.jsonl
   mpirun -n 4 gptc infer --prompts questions.jsonl      the same answers, by four processes
@@ -84,8 +85,9 @@ class InferCommand(SectionedCommand):
     'line of --prompts names, such as {"adapter": "NAME"}.',
 )
 @click.option(
-    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Prompt to continue."
-)
+    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once,
+    help="Prompt to continue; with --chat, a message to answer.",
+)  # fmt: skip
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
@@ -143,7 +145,8 @@ def infer_command(
 
     The prompt comes from -p, --prompt-file or standard input. Without one, gptc asks for prompts on
     a terminal; elsewhere the model begins a new document. The text goes to standard output, all
-    else to standard error. With --chat or --messages, a model that was taught to talk answers.
+    else to standard error. With --chat or --messages, a model that was taught to talk answers; with
+    --chat and a prompt, once.
     """
     from gptc.cli.counted import TAKEN, refuse_others, write_samples
     from gptc.cli.interactive import is_terminal
@@ -158,12 +161,15 @@ def infer_command(
     options = world.together(lambda: _checked(context, world, talk, given))
     has_prompt = prompt is not None or prompt_file is not None or prompts is not None
     asks = not (has_prompt or as_json or raw or conversing) and is_terminal()
-    text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
+    asked = talk.chat and has_prompt
+    text = ""
+    if asked or not (prompts or asks or conversing):
+        text = _read_prompt(prompt, prompt_file)
     if model is not None and is_ngrams(model):
         refuse_others(context, TAKEN)
         write_samples(Path(model), text, options, as_json, not no_echo, random_seed)
         return
-    begin = _read_messages(talk)
+    begin = _read_messages(talk, text if asked else None)
     from gptc.checkpoint.facade import on_newest
     from gptc.cli.writer import Writer
 
@@ -195,7 +201,10 @@ def infer_command(
             )
             writer.draft = opened.make(0)
         if conversing:
-            _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
+            from gptc.generation.chat import Conversation
+
+            given = {**begin, "system": talk.system, "draft": writer.draft, **options}
+            _converse(Conversation(gpt, tokenizer, **given), talk.chat and not asked, random_seed)
         elif prompts:
             from gptc.cli.prompts import answer
 
@@ -239,7 +248,9 @@ def _checked(
     options = _options(given, stop)
     prompts = {"-p": "prompt", "--prompt-file": "prompt_file", "--prompts": "prompts"}
     named = {flag: params[name] is not None for flag, name in prompts.items()}
-    _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
+    _exclusive(named | {"--messages": conversing and not talk.chat})
+    if talk.messages == "-" == str(params["prompt_file"]):
+        raise UsageError("--messages and --prompt-file both read standard input: name a file")
     return options
 
 
@@ -297,36 +308,32 @@ def _check_talk(context: click.Context, talk: ChatOptions, others: dict[str, boo
     _exclusive({kind: True, "--logprobs": context.params["logprobs"] is not None})
 
 
-def _read_messages(talk: ChatOptions) -> dict[str, Any]:
-    """The messages and tools that a conversation begins with. UsageError for two of --system."""
-    if talk.messages is None:
-        return {}
-    from gptc.cli.chat import read_messages
+def _read_messages(talk: ChatOptions, question: str | None) -> dict[str, Any]:
+    """The messages and tools that a conversation begins with, the question last.
 
-    begin = read_messages(talk.messages)
-    if talk.system is not None and begin["messages"][0]["role"] == "system":
+    UsageError for two system messages.
+    """
+    begin = {}
+    if talk.messages is not None:
+        from gptc.cli.chat import read_messages
+
+        begin = read_messages(talk.messages)
+    if begin and talk.system is not None and begin["messages"][0]["role"] == "system":
         raise UsageError(f"{talk.messages} has a system message: leave out --system")
+    if question is not None:
+        asked = {"role": "user", "content": question}
+        begin["messages"] = [*begin.get("messages", ()), asked]
     return begin
 
 
-def _converse(
-    gpt: Model,
-    tokenizer: Tokenizer,
-    talk: ChatOptions,
-    begin: dict[str, Any],
-    draft: Draft | None,
-    options: dict[str, Any],
-    random_seed: bool,
-) -> None:
-    from gptc.cli.chat import print_answer
-    from gptc.cli.chat import talk as talk_with
-    from gptc.generation.chat import Conversation
+def _converse(conversation: Conversation, at_terminal: bool, random_seed: bool) -> None:
+    """A conversation at the terminal, or the answer to its last message."""
+    from gptc.cli.chat import print_answer, talk
 
-    conversation = Conversation(gpt, tokenizer, **begin, system=talk.system, draft=draft, **options)
-    if talk.chat:
-        talk_with(conversation)
+    if at_terminal:
+        talk(conversation)
     else:
-        print_answer(conversation, options["sampling"].seed if random_seed else None)
+        print_answer(conversation, conversation.seed if random_seed else None)
 
 
 def _is_default(context: click.Context, name: str) -> bool:

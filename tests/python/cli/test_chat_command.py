@@ -112,7 +112,12 @@ def test_a_file_of_no_messages(
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        (["--chat", "-p", "x"], "-p and --chat exclude each other"),
+        (["--messages", "m.json", "-p", "x"], "-p and --messages exclude each other"),
+        (["--chat", "--prompts", "x"], "--chat and --prompts exclude each other"),
+        (
+            ["--chat", "--messages", "-", "--prompt-file", "-"],
+            "--messages and --prompt-file both read standard input",
+        ),
         (["--messages", "m.json", "--prompts", "x"], "--messages and --prompts exclude"),
         (["--messages", "m.json", "--json"], "--messages and --json exclude"),
         (["--chat", "--beams", "2"], "--chat and --beams exclude"),
@@ -138,6 +143,23 @@ def test_options_that_do_not_fit(
     ran = gptc(*options(folder), *given)
     assert (ran.code in (1, 2), ran.out) == (True, "")
     assert fault in ran.err
+
+
+def test_a_prompt_is_a_message_to_answer(gptc: Gptc, folder: Path, tmp_path: Path) -> None:
+    begin = [message("system", "Be brief."), message("user", "On"), message("assistant", "Off")]
+    file = write(tmp_path / "m.json", *begin)
+    whole = write(tmp_path / "w.json", *begin, message("user", "Up"))
+    wanted = gptc(*options(folder), "--messages", whole)
+    for given in (["-p", "Up"], ["--prompt-file", tmp_path / "up.txt"]):
+        (tmp_path / "up.txt").write_text("Up\n")
+        ran = gptc(*options(folder), "--chat", "--messages", file, *given)
+        assert (ran.code, ran.out, ran.err) == (0, wanted.out, wanted.err)
+    alone = gptc(*options(folder), "--chat", "-p", "On", "--system", "Be brief.")
+    short = write(tmp_path / "s.json", *begin[:2])
+    assert alone.out == gptc(*options(folder), "--messages", short).out != wanted.out
+    drawn = options(folder)
+    del drawn[drawn.index("--seed") : drawn.index("--seed") + 2]
+    assert "seed " in gptc(*drawn, "--chat", "-p", "On").err
 
 
 def test_a_model_without_a_template(gptc: Gptc, saved: Path, tmp_path: Path) -> None:
