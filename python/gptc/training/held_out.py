@@ -51,10 +51,13 @@ class HeldOut:
             begin = int(sequences.begins[i])
             kinds = sequences.kinds[begin : begin + int(sequences.sizes[i])]
             n = int(np.argmax((kinds & SAID) > 0))
-            if kinds[0] & REJECTED:
+            if kinds[0] & REJECTED or not 0 < n < room:
                 continue  # the chosen answer has the same prompt
-            if 0 < n < room and len(self._prompts) < N_PROMPTS:
-                self._prompts.append(sequences.tokens(i, n).tolist())
+            prompt = sequences.tokens(i, n).tolist()
+            if prompt not in self._prompts:
+                self._prompts.append(prompt)
+            if len(self._prompts) == N_PROMPTS:
+                break
         self._before: list[str] = []
 
     @property

@@ -200,8 +200,14 @@ def test_ngrams_are_compared_on_the_targets(options: dict[str, Any]) -> None:
     assert found[0].loss == pytest.approx(np.log(dataset.vocab_size))
 
 
-def test_each_prompt_of_preference_data_is_shown_once(options: dict[str, Any]) -> None:
-    found = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)]
+@pytest.mark.parametrize(
+    "found",
+    [
+        [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)],
+        [{"instruction": f"Ask {i % 3}?", "output": f"Answer {i}."} for i in range(200)],
+    ],
+)
+def test_each_prompt_is_shown_once(options: dict[str, Any], found: list[dict[str, Any]]) -> None:
     write_rows(Path(options["data"]), found)
     sample = train({**options, "steps": 1}).sample
     assert sample is not None
