@@ -1,18 +1,61 @@
-/* kernel.h: the bf16 product that this level has: tiles of AMX, or vectors. Calls of
+/* kernel.h: the bf16 product that this level has (kernel_bf16.c): tiles of AMX, or vectors. Calls of
  * kernel_product come between kernel_begin and kernel_end, on one thread. */
 #ifndef CPU_KERNEL_H
 #define CPU_KERNEL_H
 
+#include "pack.h"
+
 #ifdef CPU_AMX
-#include "kernel_amx.h"
-#define kernel_begin()                       tiles_begin()
-#define kernel_end()                         tiles_end()
-#define kernel_product(o, rows, panels, add) kernel_tiles(o, rows, panels, add)
+#include "tiles.h"
+#define kernel_begin() tiles_begin()
+#define kernel_end()   tiles_end()
 #else
-#include "kernel_bf16.h"
-#define kernel_begin()                       ((void)0)
-#define kernel_end()                         ((void)0)
-#define kernel_product(o, rows, panels, add) kernel_vectors(o, rows, panels, add)
+#define kernel_begin() ((void)0)
+#define kernel_end()   ((void)0)
 #endif
+
+enum {
+    WIDENS = LANES == 8,
+    GROUP = WIDENS ? 16 : 2, /* panels that a call of kernel_product may span */
+    VECTORS = PANEL / LANES, /* of one panel */
+    BAND_PANELS = LANES == 16 ? 2 : 1,
+    BAND = LANES == 16  ? 12
+           : LANES == 8 ? 4
+                        : 2, /* rows whose sums fit the registers */
+    NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
+                    * instruction, and a pointer for each row would not fit the registers */
+};
+
+/* A panel's share of TERMS fits half of the first-level cache, rows half of the second. A band's sums, its
+ * panel's two vectors and one number fit 16 registers. WIDE_STRIDE: from row to row, not a power of two. Fewer
+ * rows than LEAST_WIDE are done before their panel would be widened. */
+enum {
+    WIDE_ROWS = 96,
+    WIDE_TERMS = 256,
+    WIDE_STRIDE = WIDE_TERMS + 8,
+    WIDE_BAND = 6,
+    LEAST_WIDE = 5
+};
+
+typedef struct wide_operands {
+    _Alignas(64) float a[WIDE_ROWS][WIDE_STRIDE];
+    float b[WIDE_TERMS][PANEL];
+} wide_operands;
+
+/* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
+ * from row to row, whole panels wide. next: the panels that will be read after these, where they
+ * come from memory and should be asked for meanwhile, else NULL. wide: room that the thread has for operands
+ * widened to float32, where this level widens them. */
+typedef struct kernel_operands {
+    const bf16 *a, *b, *next;
+    float *c;
+    int64_t lda, panel, ldc;
+    int K;
+    wide_operands *wide;
+} kernel_operands;
+
+/* c (rows, 16 panels) = a b, or c += a b, for up to GROUP panels. */
+#define kernel_product CPU_NAME(kernel_product)
+void kernel_product(kernel_operands o, int rows, int panels, int add);
 
 #endif

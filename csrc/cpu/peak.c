@@ -1,8 +1,10 @@
 /* peak.c: what this level's multiplications and this machine's memory reach, to compare with. */
 #include "cpu.h"
 
-#ifdef CPU_BF16
-#include "kernel.h"
+#if defined(CPU_BF16) && defined(CPU_AMX)
+#include "kernel_amx.h"
+#elif defined(CPU_BF16)
+#include "kernel_bf16.h"
 #else
 #include "simd.h"
 #endif
