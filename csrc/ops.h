@@ -760,6 +760,9 @@ static inline double muon_flops(int rows, int cols) {
 
 enum { GPT_REPLAY_KEY = 8 }; /* numbers in a key of replay_begin */
 
+/* Whether a buffer is used whole, or in parts, more of them as a text gets longer. */
+typedef enum buffer_use { BUFFER_WHOLE, BUFFER_IN_PARTS } buffer_use;
+
 typedef struct gpt_ops {
     const char *name;      /* such as "cpu fp32 avx512" */
     size_t act_bytes;      /* one element of act */
@@ -808,7 +811,7 @@ typedef struct gpt_ops {
     /* Bytes that buffer_alloc has left to give; SIZE_MAX where that is not known. */
     size_t (*memory_free)(void);
     /* Device memory, zero-filled, aligned to 64 bytes or better; NULL when there is none. */
-    void *(*buffer_alloc)(gpt_ctx *ctx, size_t bytes);
+    void *(*buffer_alloc)(gpt_ctx *ctx, size_t bytes, buffer_use use);
     void (*buffer_free)(gpt_ctx *ctx, void *buffer, size_t bytes);
     void (*upload)(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
     void (*download)(gpt_ctx *ctx, void *host, const void *device, size_t bytes);

@@ -415,8 +415,8 @@ static void *profile_stream(gpt_ctx *p) {
 static int profile_is_busy(gpt_ctx *p) {
     return p->ops->is_busy(p->inner);
 }
-static void *profile_alloc(gpt_ctx *p, size_t bytes) {
-    return p->ops->buffer_alloc(p->inner, bytes);
+static void *profile_alloc(gpt_ctx *p, size_t bytes, buffer_use use) {
+    return p->ops->buffer_alloc(p->inner, bytes, use);
 }
 static void profile_free_buffer(gpt_ctx *p, void *buffer, size_t bytes) {
     p->ops->buffer_free(p->inner, buffer, bytes);

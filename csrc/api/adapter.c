@@ -7,7 +7,7 @@
 static int copy_numbers(gpt_adapter *a) {
     gpt_model *m = a->model;
     size_t bytes = dora_workspace(m);
-    void *workspace = bytes ? m->ops->buffer_alloc(m->ctx, bytes) : NULL;
+    void *workspace = bytes ? m->ops->buffer_alloc(m->ctx, bytes, BUFFER_WHOLE) : NULL;
     if (bytes && !workspace) {
         TRY(m->ops->sync(m->ctx));
         return fail(GPT_ERR_MEMORY, "no memory for the products of an adapter with DoRA");
@@ -28,7 +28,7 @@ static int fill_adapter(gpt_adapter *a) {
     a->of = calloc((size_t)m->config.n_layer * LORA_MATRICES, sizeof *a->of);
     if (!a->of) return fail(GPT_ERR_MEMORY, "no memory for the adapter's tables");
     a->arena_bytes = adapter_plan(m, NULL, NULL);
-    a->arena = m->ops->buffer_alloc(m->ctx, a->arena_bytes);
+    a->arena = m->ops->buffer_alloc(m->ctx, a->arena_bytes, BUFFER_WHOLE);
     if (!a->arena) {
         TRY(m->ops->sync(m->ctx));
         return fail(GPT_ERR_MEMORY, "no memory for an adapter's %zu bytes", a->arena_bytes);

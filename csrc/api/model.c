@@ -251,7 +251,7 @@ static bool packs_at_once(const gpt_model *m) {
 static int allocate_arena(gpt_model *m) {
     arena_plan p = arena_plan_of(&m->config, &m->options, m->ops, m->ctx, &m->layout);
     m->arena_bytes = p.total;
-    m->arena = m->ops->buffer_alloc(m->ctx, p.total);
+    m->arena = m->ops->buffer_alloc(m->ctx, p.total, BUFFER_WHOLE);
     if (!m->arena) {
         TRY(m->ops->sync(m->ctx)); /* the device failed, before or now */
         return out_of_memory(m, &p);

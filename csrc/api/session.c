@@ -57,7 +57,7 @@ static int create_session_parts(gpt_session *s) {
     if (!s->length || !s->first || !s->adapters || !s->rows || !s->acts.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, s->kv, NULL, NULL);
-    s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
+    s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes, BUFFER_IN_PARTS);
     if (!s->arena) {
         TRY(m->ops->sync(m->ctx));
         return session_out_of_memory(s);

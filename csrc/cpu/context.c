@@ -325,14 +325,15 @@ size_t cpu_memory_free(void) {
     return left < available ? left : available;
 }
 
-/* Straight from the kernel: zeroed, touched only as it is used, in huge pages where it can. */
-void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
+/* Straight from the kernel: zeroed, touched only as it is used. Huge pages make large products faster. In a cache,
+ * whose heads are megabytes apart, each would be taken and cleared for one token. */
+void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes, buffer_use use) {
     (void)ctx;
     /* The kernel promises more than it has, and would end the process when it is used. */
     if (bytes > SMALL_BUFFER && bytes > cpu_memory_free()) return NULL;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
-    madvise(p, bytes, MADV_HUGEPAGE);
+    madvise(p, bytes, use == BUFFER_WHOLE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     return p;
 }
 

@@ -113,7 +113,7 @@ double cpu_seconds(void);
 void cpu_ctx_measure(gpt_ctx *ctx, int on);
 double cpu_ctx_busy_seconds(const gpt_ctx *ctx, int thread);
 int cpu_sync(gpt_ctx *ctx);
-void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes);
+void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes, buffer_use use);
 void cpu_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cpu_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cpu_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);

@@ -105,7 +105,7 @@ int cpu_peak(gpt_ctx *ctx, double *flops, double *bytes) {
     *flops =
         (double)pieces * ROUNDS * round_flops / best_seconds(ctx, multiply_task, NULL, pieces, 1);
     if (!bytes) return 1;
-    char *memory = cpu_buffer_alloc(ctx, 2 * (size_t)COPY_BYTES);
+    char *memory = cpu_buffer_alloc(ctx, 2 * (size_t)COPY_BYTES, BUFFER_WHOLE);
     if (!memory) return 0;
     memset(memory, 1, 2 * (size_t)COPY_BYTES);
     peak_args args = {memory + COPY_BYTES, memory};

@@ -188,7 +188,8 @@ size_t cuda_memory_free(void) {
     return 0;
 }
 
-void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
+void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes, buffer_use use) {
+    (void)use;
     void *buffer = NULL;
     cudaError_t error = cudaMalloc(&buffer, bytes ? bytes : 1);
     if (error != cudaSuccess) {

@@ -120,7 +120,7 @@ int cuda_sync(gpt_ctx *ctx);
 void *cuda_stream(gpt_ctx *ctx);
 int cuda_is_busy(gpt_ctx *ctx);
 size_t cuda_memory_free(void);
-void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
+void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes, buffer_use use);
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);

@@ -49,7 +49,7 @@ static double fastest(gpt_ctx *ctx, char *buffer, const product *p) {
 }
 
 int cuda_peak(gpt_ctx *ctx, double *flops, double *bytes) {
-    char *buffer = (char *)cuda_buffer_alloc(ctx, PEAK_BYTES);
+    char *buffer = (char *)cuda_buffer_alloc(ctx, PEAK_BYTES, BUFFER_WHOLE);
     if (!buffer) return 0;
     size_t matrix = sizeof(elem) * PEAK_SIZE * PEAK_SIZE;
     product p = {.kind = PRODUCT_NT,

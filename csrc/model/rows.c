@@ -115,7 +115,7 @@ int rows_read(const gpt_model *m, const gpt_segment *s, int first, int n, float 
     int32_t rows[READ_ROWS];
     int64_t most = n < READ_ROWS ? n : READ_ROWS;
     size_t row_bytes = sizeof *out * (size_t)s->cols, bytes = row_bytes * (size_t)most;
-    float *there = ops->packs_host_memory ? out : ops->buffer_alloc(m->ctx, bytes);
+    float *there = ops->packs_host_memory ? out : ops->buffer_alloc(m->ctx, bytes, BUFFER_WHOLE);
     if (!there) return fail(GPT_ERR_MEMORY, "no memory to read %lld rows", (long long)most);
     for (int done = 0, some; done < n; done += some) {
         float *to = out + (int64_t)done * s->cols;

@@ -362,7 +362,7 @@ static inline test_block *test_new_block(size_t bytes) {
         return block;
     }
     test_block *block = malloc(sizeof *block);
-    void *data = test.ops->buffer_alloc(test.ctx, room);
+    void *data = test.ops->buffer_alloc(test.ctx, room, BUFFER_WHOLE);
     if (!data || !block) {
         fprintf(stderr, "no device memory for %zu bytes\n", room);
         exit(2);

@@ -269,7 +269,7 @@ static void harmless() {
 
 int main() {
     if (cuda_ctx_create(&ctx, 1, 0) != GPT_OK) return 1;
-    device_memory = (char *)cuda_buffer_alloc(ctx, 32 << 20);
+    device_memory = (char *)cuda_buffer_alloc(ctx, 32 << 20, BUFFER_WHOLE);
 #define EXPECT(fault, words) expect(#fault, fault, words)
     check_folds();
     EXPECT(harmless, "all is well");

@@ -118,18 +118,15 @@ def serve_command(
         scheduler = service.scheduler
         size = amount(cache_bytes(gpt, options, guesses, scheduler.n_ctx))
         click.echo(
-            f"{service.name}: {scheduler.n_seq} sequences of {scheduler.n_ctx:,} tokens, {size}",
+            f"{service.name}: {scheduler.n_seq} sequences of {scheduler.n_ctx:,} tokens, {size} at "
+            "most",
             err=True,
         )
         if checks:
             _answer_once(service)
             return
 
-        def begun(url: str) -> None:
-            click.echo(f"listening on {url}", err=True)
-            threading.Thread(target=scheduler.warm, name="gptc-warm", daemon=True).start()
-
-        server = Server(service, begun)
+        server = Server(service, lambda url: click.echo(f"listening on {url}", err=True))
         with _collecting_new_objects():
             complete = server.run()
         if not complete:

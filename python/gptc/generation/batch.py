@@ -223,12 +223,6 @@ class Batch:
                 self.session.adapt(slot.index, None)
                 slot.last = slot.adapter = slot.prompt_of = None
 
-    def touch(self, index: int) -> None:
-        """Decodes a token in a sequence that never had a text, and drops it."""
-        if not self._slots[index].used:
-            self.session.decode([0], index, [False])
-            self.session.rewind(index, 0)
-
     def forget(self, request: Request) -> None:
         """Drops the logits kept for samples of a request that will not join."""
         self._prompts.pop(request, None)

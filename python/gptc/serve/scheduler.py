@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from gptc.errors import GptcError, PromptTooLong, Uncopied
@@ -157,19 +156,6 @@ class Scheduler(Uncopied):
     def keep_only(self, adapters: Collection[AdapterCopy]) -> None:
         """As `Batch.keep_only`. For the engine's thread, as in `between_steps`."""
         self._batch.keep_only(adapters)
-
-    def warm(self) -> None:
-        """Uses each sequence once while no text runs. Returns early if the scheduler is closed.
-
-        The system gives memory when it is used first, which would hold up all texts for tens of
-        milliseconds whenever a sequence has its first one.
-        """
-        with suppress(GptcError):  # one of the engine will meet the first request too
-            self._check_process()
-            for seq in range(self.n_seq):
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping or self._is_idle())
-                self.between_steps(partial(self._batch.touch, seq))
 
     @property
     def ready(self) -> bool:

@@ -73,7 +73,7 @@ def test_check_loads_and_answers(gptc: Gptc, saved: Path, tmp_path: Path) -> Non
     ran = gptc("serve", "-m", saved, "--check", "--config", config, "--parallel", 2, "--no-auth",
                "--host", "0.0.0.0")  # fmt: skip
     assert (ran.code, ran.out) == (0, "")
-    assert re.search(rf"{saved.name}: 2 sequences of 40 tokens, [\d.]+ [kM]B\nok", ran.err)
+    assert re.search(rf"{saved.name}: 2 sequences of 40 tokens, [\d.]+ [kM]B at most\nok", ran.err)
 
 
 def test_garbage_is_not_sought_among_what_the_server_keeps(

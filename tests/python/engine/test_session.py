@@ -13,6 +13,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError, UsageError
+from gptc.files.memory import resident_bytes
 from small_models import batch, varied
 
 Config = Callable[..., GPTConfig]
@@ -22,6 +23,19 @@ Config = Callable[..., GPTConfig]
 def writer(config: Config, request: pytest.FixtureRequest) -> Iterator[Model]:
     with varied(config(), dtype=request.param) as model:
         yield model
+
+
+def test_caches_take_memory_as_their_texts_get_longer(config: Config) -> None:
+    """Not at once, and not two megabytes for each head, as huge pages would."""
+    n_seq = 24
+    with Model.create(config(block_size=8192), threads=1, max_batch=0, training=False) as model:
+        size = session_bytes(model, n_seq)
+        before = resident_bytes()
+        with model.session(n_seq) as session:
+            session.decode([1] * n_seq, list(range(n_seq)))
+            taken = resident_bytes() - before
+    assert size > 100e6
+    assert taken < size / 4
 
 
 def test_logits_after_chosen_tokens(writer: Model) -> None:

@@ -58,7 +58,6 @@ def fork(hold):
             sys.exit(name)
     assert not scheduler.ready
     scheduler.hurry()
-    scheduler.warm()
     assert not scheduler.close(10)
     sys.exit(0)  # as a program ends: with destructors
 class Held:  # another thread has the scheduler's lock
@@ -128,7 +127,6 @@ def test_a_model_that_is_closed_ends_the_requests_that_run(
         assert "this model is closed" in str(event.error)
     with pytest.raises(Closed):
         scheduler.submit(request, Heard())
-    scheduler.warm()
     assert scheduler.close(10)
 
 

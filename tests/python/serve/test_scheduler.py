@@ -90,30 +90,6 @@ def alone(make: Callable[..., Scheduler], requests: list[Request]) -> list[list[
     return found
 
 
-def test_sequences_without_a_text_have_their_memory_before_one_comes(
-    make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    scheduler, heard, used = make(5), Heard(), []
-    scheduler.submit(asks(writer, tokenizer)[3], heard)
-    heard.texts()
-    lengths = [scheduler._session.length(seq) for seq in range(5)]
-    real = Session.decode
-
-    def decode(session: Session, tokens: Any, seq: Any, want: Any) -> Any:
-        used.append(seq)
-        return real(session, tokens, seq, want)
-
-    monkeypatch.setattr(Session, "decode", decode)
-    scheduler.warm()
-    assert lengths[0] > 0
-    assert used == [1, 2, 3, 4]
-    assert [scheduler._session.length(seq) for seq in range(5)] == lengths
-    scheduler.close()
-    scheduler.warm()
-    assert used == [1, 2, 3, 4]
-
-
 @pytest.mark.parametrize("n_seq", [2, 5, 16])
 def test_each_text_is_that_of_its_own_run(
     make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer, n_seq: int
