@@ -9,7 +9,17 @@ enum {
     MOST_VECTORS = BAND_PANELS * VECTORS,
     /* Bytes of a panel's group as bands read it: whole quads, or twice as many of 16 bits. */
     UNPACKED_GROUP = QUADS * CHUNK_BYTES * (BYTES ? 1 : 2),
+    /* Whether all bands ask for what is read next, or the first one, which is sooner done. */
+    EVENLY = LANES == 8,
 };
+
+/* With AVX2 a core takes few enough instructions a cycle for the loop's to count. All rounds at once are too many:
+ * the sums then leave the registers. */
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+#define UNROLL_TWICE _Pragma("GCC unroll 2")
+#else
+#define UNROLL_TWICE
+#endif
 
 /* The sum of q in half `half` of group g, or in all where a group has one scale. */
 static inline int32_t sum_of(const rounded_rows *a, int row, int g, int halves, int half) {
@@ -27,7 +37,7 @@ static inline float total_of(const rounded_rows *a, int row, int g, int halves, 
 typedef struct open_section {
     int group, groups; /* of the rows, the first; of the section */
     int halves, zero, minima, of_block;
-    int lines; /* to ask for with each group, of each panel */
+    int lines; /* that a band asks for with each group, of each panel */
     const uint8_t *ask[BAND_PANELS];
     const uint8_t *u[BAND_PANELS]; /* groups of UNPACKED_GROUP bytes */
     float scale[2 * SECTION][BAND_PANELS * PANEL], least[2 * SECTION][BAND_PANELS * PANEL];
@@ -105,6 +115,7 @@ enum {
 /* sums += products of `count` chunks of each panel with operands of rows. */
 SPECIALIZED void add_chunks(band_integers *sums, const uint8_t *const *u, const int32_t *q,
                             int count, int M, int n) {
+    UNROLL_TWICE
     for (int i = 0; i < count; i++) {
         vb x[MOST_VECTORS];
         UNROLL
@@ -246,12 +257,15 @@ static void open_band(float *c, const open_section *s, const rounded_rows *a, in
 }
 
 /* c (rows up to `end`, panels) += a section. */
-static void open_bands(float *c, const open_section *s, const rounded_rows *a, int row, int end,
+static void open_bands(float *c, open_section *s, const rounded_rows *a, int row, int end,
                        int panels) {
-    int asks = s->ask[0] ? panels : 0;
-    for (int M; row < end; row += M, c += M * COLS, asks = 0) {
+    int asks = s->ask[0] ? panels : 0, asking = EVENLY ? (int)cpu_div_up(end - row, BAND) : 1;
+    s->lines = (int)cpu_div_up(s->lines, asking);
+    for (int M; row < end; row += M, c += M * COLS) {
         M = panels == BAND_PANELS && end - row >= BAND ? BAND : LEAST_BAND;
         open_band(c, s, a, row, asks, M, panels * VECTORS);
+        if (!EVENLY) asks = 0;
+        for (int i = 0; i < asks; i++) s->ask[i] += s->groups * s->lines * 64;
     }
 }
 

@@ -19,32 +19,23 @@ enum {
     GROUP = WIDENS ? 16 : 2, /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
-    BAND = LANES == 16  ? 12
-           : LANES == 8 ? 4
-                        : 2, /* rows whose sums fit the registers */
+    BAND = LANES == 16 ? 12 : 2, /* rows whose sums fit the registers */
     NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
                     * instruction, and a pointer for each row would not fit the registers */
 };
 
-/* A panel's share of TERMS fits half of the first-level cache, rows half of the second. A band's sums, its
- * panel's two vectors and one number fit 16 registers. WIDE_STRIDE: from row to row, not a power of two. Fewer
- * rows than LEAST_WIDE are done before their panel would be widened. */
-enum {
-    WIDE_ROWS = 96,
-    WIDE_TERMS = 256,
-    WIDE_STRIDE = WIDE_TERMS + 8,
-    WIDE_BAND = 6,
-    LEAST_WIDE = 5
-};
+/* Rows and terms of them that are widened at once: few rows, so that all terms of a common width are multiplied in
+ * one go, and no more than a fifth of the second-level cache. WIDE_STRIDE: from row to row, not a power of two. A
+ * band's sums, its panel's two vectors and one number fit 16 registers. */
+enum { WIDE_ROWS = 32, WIDE_TERMS = 768, WIDE_STRIDE = WIDE_TERMS + 8, WIDE_BAND = 6 };
 
 typedef struct wide_operands {
     _Alignas(64) float a[WIDE_ROWS][WIDE_STRIDE];
-    float b[WIDE_TERMS][PANEL];
 } wide_operands;
 
 /* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
  * from row to row, whole panels wide. next: the panels that will be read after these, where they
- * come from memory and should be asked for meanwhile, else NULL. wide: room that the thread has for operands
+ * come from memory and should be asked for meanwhile, else NULL. wide: room that the thread has for rows
  * widened to float32, where this level widens them. */
 typedef struct kernel_operands {
     const bf16 *a, *b, *next;

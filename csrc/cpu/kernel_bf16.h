@@ -1,7 +1,7 @@
 /* kernel_bf16.h: c (+)= a b for bf16 operands as pack.h lays them out, float32 sums in registers.
  * One instruction does a pair of products where the level has AVX-512 BF16; elsewhere the pairs are
- * split into two float32 vectors first. With AVX2 that costs more than the products themselves, so
- * operands of several rows are widened to float32 once for all of them. */
+ * split into two float32 vectors first. With AVX2 rows are widened to float32 once for many panels, and the
+ * panels are split by each band of rows. */
 #ifndef CPU_KERNEL_BF16_H
 #define CPU_KERNEL_BF16_H
 
@@ -53,8 +53,7 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
-        for (int v = 0; v < n; v++)
-            sum[m][v] = WIDENS && add ? vf_load(o->c + m * o->ldc + v * LANES) : vf_set(0);
+        for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
     }
     const bf16 *a[(BAND + NEAR_ROWS - 1) / NEAR_ROWS];
     int n_near = (M + NEAR_ROWS - 1) / NEAR_ROWS;
@@ -93,7 +92,7 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         float *c = o->c + m * o->ldc;
         UNROLL
         for (int v = 0; v < n; v++) {
-            if (add && !WIDENS) sum[m][v] += vf_load(c + v * LANES);
+            if (add) sum[m][v] += vf_load(c + v * LANES);
             vf_store(c + v * LANES, sum[m][v]);
         }
     }
@@ -145,100 +144,154 @@ static inline void kernel_bands(kernel_operands o, int rows, int panels, int add
     }
 }
 
-/* ---- operands widened to float32 ---- */
+/* ---- rows widened to float32 ---- */
 
-/* One band of M rows. With `ask`, lines from `next` on are asked for, `step` numbers further with each term. */
-SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc, int K, int M,
-                           int add, int ask, const bf16 *next, int step) {
+/* A compiler keeps both halves of a panel's vectors at once, and then has no registers for the sums. So it is told
+ * by which instructions they are split, from where they are in memory, and added up. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+typedef bf16 column_pairs[LANES * PAIR];
+static inline vf first_of_pairs(const bf16 *b) {
+    vf x;
+    __asm__("vmovdqu %1, %0\n\tvpslld $16, %0, %0" : "=x"(x) : "m"(*(const column_pairs *)b));
+    return x;
+}
+static inline vf second_of_pairs(const bf16 *b) {
+    vf x;
+    __asm__("vpxor %0, %0, %0\n\tvpblendw $0xaa, %1, %0, %0"
+            : "=x"(x)
+            : "m"(*(const column_pairs *)b));
+    return x;
+}
+#define ADD_PRODUCT(sum, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b))
+#else
+static inline vf first_of_pairs(const bf16 *b) {
+    vu x;
+    memcpy(&x, b, sizeof x);
+    return (vf)(x << 16);
+}
+static inline vf second_of_pairs(const bf16 *b) {
+    vu x;
+    memcpy(&x, b, sizeof x);
+    return (vf)(x & 0xffff0000u);
+}
+#define ADD_PRODUCT(sum, a, b) ((sum) += (a) * (b))
+#endif
+
+/* A band: rows widened to float32, WIDE_STRIDE numbers apart, by K terms of a panel. next: lines that are asked
+ * for, `step` numbers further with each pair; or NULL. */
+typedef struct wide_place {
+    const float *a;
+    const bf16 *b, *next;
+    float *c;
+    int64_t ldc, step;
+    int K, add;
+} wide_place;
+
+SPECIALIZED void wide_band(const wide_place *p, int M, int ask) {
     vf sum[WIDE_BAND][VECTORS];
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
         for (int v = 0; v < VECTORS; v++)
-            sum[m][v] = add ? vf_load(c + m * ldc + v * LANES) : vf_set(0);
+            sum[m][v] = p->add ? vf_load(p->c + m * p->ldc + v * LANES) : vf_set(0);
     }
-    for (int k = 0; k < K; k++, a++, b += PANEL) {
+    const float *a = p->a;
+    const bf16 *b = p->b, *next = p->next;
+    int64_t step = p->step;
+    for (int k = 0; k < p->K; k += PAIR, a += PAIR, b += PANEL * PAIR) {
         if (ask) ask_for(next);
         next += ask ? step : 0;
-        vf column[VECTORS];
         UNROLL
-        for (int v = 0; v < VECTORS; v++) column[v] = vf_load(b + v * LANES);
-        UNROLL
-        for (int m = 0; m < M; m++) {
-            vf row = vf_set(a[m * WIDE_STRIDE]);
+        for (int half = 0; half < PAIR; half++) {
+            vf column[VECTORS];
             UNROLL
-            for (int v = 0; v < VECTORS; v++) sum[m][v] += row * column[v];
+            for (int v = 0; v < VECTORS; v++) {
+                const bf16 *at = b + v * LANES * PAIR;
+                column[v] = half == 0 ? first_of_pairs(at) : second_of_pairs(at);
+            }
+            UNROLL
+            for (int m = 0; m < M; m++) {
+                vf row = vf_set(a[m * WIDE_STRIDE + half]);
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) ADD_PRODUCT(sum[m][v], row, column[v]);
+            }
         }
     }
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
-        for (int v = 0; v < VECTORS; v++) vf_store(c + m * ldc + v * LANES, sum[m][v]);
+        for (int v = 0; v < VECTORS; v++) vf_store(p->c + m * p->ldc + v * LANES, sum[m][v]);
     }
 }
 
-/* next: the numbers of b that are widened after these, which the bands ask for evenly; or NULL. */
-SPECIALIZED void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K, int add,
-                            int ask, const bf16 *next) {
-    int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, step = PANEL / n_bands;
-    for (int row = 0, M; n_bands > 0; n_bands--, row += M, next += ask ? step * K : 0) {
-        M = (rows - row + n_bands - 1) / n_bands;
-        const float *a = w->a[row], *b = w->b[0];
-        float *to = c + row * ldc;
-        if (M == 6)
-            wide_band(a, b, to, ldc, K, 6, add, ask, next, step);
-        else if (M == 5)
-            wide_band(a, b, to, ldc, K, 5, add, ask, next, step);
-        else if (M == 4)
-            wide_band(a, b, to, ldc, K, 4, add, ask, next, step);
-        else /* of 7 rows */
-            wide_band(a, b, to, ldc, K, 3, add, ask, next, step);
+#define WIDE_BAND_OF(n)                                                                            \
+    __attribute__((noinline)) static void wide_band_##n(const wide_place *p) {                     \
+        if (p->next)                                                                               \
+            wide_band(p, n, 1);                                                                    \
+        else                                                                                       \
+            wide_band(p, n, 0);                                                                    \
+    }
+WIDE_BAND_OF(1)
+WIDE_BAND_OF(2)
+WIDE_BAND_OF(3)
+WIDE_BAND_OF(4)
+WIDE_BAND_OF(5)
+WIDE_BAND_OF(6)
+
+typedef void wide_band_fn(const wide_place *p);
+static wide_band_fn *const wide_band_of[] = {NULL,        wide_band_1, wide_band_2, wide_band_3,
+                                             wide_band_4, wide_band_5, wide_band_6};
+
+/* Rows of one panel, in as few bands as can be, of about the same size, which ask for `next` evenly. */
+static inline void wide_bands(wide_place p, int rows) {
+    int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND;
+    p.step = PANEL * PAIR / n_bands;
+    for (int M; n_bands > 0; n_bands--, rows -= M) {
+        M = (rows + n_bands - 1) / n_bands;
+        wide_band_of[M](&p);
+        p.a += M * WIDE_STRIDE;
+        p.c += M * p.ldc;
+        if (p.next) p.next += p.step * (p.K / PAIR);
     }
 }
 
-/* b's terms 0 to K - 1 of a panel, of which pairs are whole. */
-static inline void widen_panel(float b[][PANEL], const bf16 *panel, int K) {
-    for (int k = 0; k < K; k += PAIR, panel += PANEL * PAIR) {
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            vu x;
-            memcpy(&x, panel + v * LANES * PAIR, sizeof x);
-            vf_store(b[k] + v * LANES, (vf)(x << 16));
-            vf_store(b[k + 1] + v * LANES, (vf)(x & 0xffff0000u));
-        }
+/* Whole pairs of terms of rows from a on, in float32. */
+static inline void widen_rows(wide_operands *w, const bf16 *a, int64_t lda, int rows, int K) {
+    for (int r = 0; r < rows; r++, a += lda) {
+        FOR_LANES (k, n, K) vf_put(w->a[r] + k, vf_get(a + k, n), n);
+        if (K % PAIR) w->a[r][K] = 0;
     }
 }
 
-/* Terms are taken in order, as by kernel_band, so that a row's sums do not depend on the number of rows. */
+/* Rows and terms are taken in parts of about the same size, terms in order: a row's sums do not depend on the
+ * number of rows. */
 __attribute__((noinline)) static void kernel_widened(const kernel_operands *o, int rows, int panels,
                                                      int add) {
-    wide_operands *w = o->wide;
-    for (int row = 0; row < rows; row += WIDE_ROWS)
-        for (int k = 0; k < o->K; k += WIDE_TERMS) {
-            int terms = cpu_min(WIDE_TERMS, o->K - k), n_rows = cpu_min(WIDE_ROWS, rows - row);
-            for (int r = 0; r < n_rows; r++) {
-                const bf16 *a = o->a + (row + r) * o->lda + k;
-                FOR_LANES (i, n, terms) vf_put(w->a[r] + i, vf_get(a + i, n), n);
-            }
+    int n_parts = (int)cpu_div_up(rows, WIDE_ROWS), done;
+    int most = (int)cpu_round_up(cpu_div_up(o->K, cpu_div_up(o->K, WIDE_TERMS)), PAIR);
+    for (int row = 0; row < rows; row += done, n_parts--) {
+        done = (int)cpu_div_up(rows - row, n_parts);
+        for (int k = 0; k < o->K; k += most) {
+            wide_place p = {.a = o->wide->a[0], .ldc = o->ldc, .add = add || k > 0};
+            p.K = cpu_min(most, o->K - k);
+            widen_rows(o->wide, o->a + row * o->lda + k, o->lda, done, p.K);
             for (int i = 0; i < panels; i++) {
-                float *c = o->c + row * o->ldc + i * PANEL;
-                const bf16 *b = o->b + i * o->panel + (int64_t)k * PANEL, *next = o->next;
-                if (i + 1 < panels)
-                    next = b + o->panel;
-                else if (k + WIDE_TERMS < o->K)
-                    next = o->b + (int64_t)(k + WIDE_TERMS) * PANEL;
-                widen_panel(w->b, b, terms);
-                if (o->next)
-                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 1, next);
-                else
-                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 0, NULL);
+                p.c = o->c + row * o->ldc + i * PANEL;
+                p.b = o->b + i * o->panel + (int64_t)k * PANEL;
+                p.next = o->next;
+                if (p.next && i + 1 < panels)
+                    p.next = p.b + o->panel;
+                else if (p.next && k + most < o->K)
+                    p.next = o->b + (int64_t)(k + most) * PANEL;
+                wide_bands(p, done);
             }
         }
+    }
 }
 
 /* c (rows, 16 panels) = a b, or c += a b, for up to GROUP panels. */
 static inline void kernel_vectors(kernel_operands o, int rows, int panels, int add) {
-    if (WIDENS && rows >= LEAST_WIDE) {
+    if (WIDENS) {
         kernel_widened(&o, rows, panels, add);
         return;
     }

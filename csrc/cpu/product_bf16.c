@@ -19,8 +19,13 @@ enum { CHUNK = 2 * TERMS };
 /* A gradient of up to NARROW rows takes STEP terms of a tile's columns at a time, and packs them itself. */
 enum { NARROW = ROWS, STEP = 128 };
 
-/* Up to this many rows, panels come from memory and products wait for them. */
-enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
+/* Up to this many rows, panels come from memory and products wait for them. Up to ASKED rows, they are asked for. */
+enum { FEW = 64, ASKED = WIDENS ? ROWS : FEW, NEAR = 24 * PANEL * PAIR };
+
+/* Whether the kernel is so soon done with a panel that what follows in the same one is asked for. */
+static int is_single(const product *p) {
+    return !WIDENS && p->M == 1;
+}
 
 /* Whether rows so far apart share one or two sets of the first-level cache (64 of 64 bytes), which a band's do not
  * fit. Such rows are copied closer together first, if the kernel does not do so. */
@@ -56,12 +61,12 @@ static const bf16 *panels_at(const product_tiles *t, int64_t col, int k) {
 
 /* The panels to ask for while those of terms from k on and columns from c on are multiplied by several rows: what
  * the thread multiplies next, in this tile or in the one that it will take if the threads take turns. NULL: none.
- * By one row, that would be over too soon, and the terms NEAR in the same panels are asked for. */
+ * By a single row, that would be over too soon, and the terms NEAR in the same panels are asked for. */
 static const bf16 *read_next(const product_tiles *t, int64_t tile, int k, int c) {
     const product *p = t->p;
     int64_t col = tile / t->n_rows * t->cols;
-    if (p->M > FEW) return NULL;
-    if (p->M == 1) return panels_at(t, c, k) + NEAR;
+    if (p->M > ASKED) return NULL;
+    if (is_single(p)) return panels_at(t, c, k) + NEAR;
     if (c + GROUP_COLS < col + t->cols && c + GROUP_COLS < p->N)
         return panels_at(t, c + GROUP_COLS, k);
     if (k + terms_at_once(p) < p->K) return panels_at(t, col, k + terms_at_once(p));
@@ -186,7 +191,7 @@ static void multiply_tile(const product_tiles *t, tile_memory *memory, int64_t t
             int n = cpu_min(GROUP_COLS, col + cols - c);
             float *y = in_steps ? sums + (c - col) : sums;
             const bf16 *b = panels_at(t, c, k), *next = read_next(t, tile, k, c);
-            int twin_is_next = next && p->twin && p->M > 1;
+            int twin_is_next = next && p->twin && !is_single(p);
             kernel_operands o = {.a = is_copied ? near : a,
                                  .b = b,
                                  .next = twin_is_next ? b + twin_panels : next,
@@ -200,7 +205,7 @@ static void multiply_tile(const product_tiles *t, tile_memory *memory, int64_t t
             if (p->twin) {
                 o.b += twin_panels;
                 o.c += twin_sums;
-                o.next = p->M == 1 ? next + twin_panels : next;
+                o.next = is_single(p) ? next + twin_panels : next;
                 kernel_product(o, rows, (int)pack_panels(n), k > 0);
             }
             if (k + terms < p->K) continue;

@@ -257,6 +257,7 @@ static inline vf quant_scale(quant_form f, const uint8_t *scales, int half, int 
 typedef uint8_t vb __attribute__((vector_size(LANES * QUAD)));
 /* Two numbers of 16 bits. */
 typedef int16_t vs __attribute__((vector_size(LANES * QUAD)));
+typedef uint16_t vw __attribute__((vector_size(LANES * QUAD)));
 
 static inline vb vb_load(const uint8_t *p) {
     vb v;
@@ -294,7 +295,7 @@ typedef struct quad_halves {
 } quad_halves;
 
 static inline quad_halves halves_of(vb u) {
-    return (quad_halves){(vs)((vu)u & 0xff00ff), (vs)((vu)u >> 8 & 0xff00ff)};
+    return (quad_halves){(vs)((vu)u & 0xff00ff), (vs)((vw)u >> 8)};
 }
 
 /* sum + both products of u with the two numbers of 16 bits in a. */
