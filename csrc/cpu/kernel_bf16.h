@@ -20,13 +20,16 @@ enum {
 };
 
 /* A panel's share of TERMS fits half of the first-level cache, rows half of the second. A band's sums, its
- * panel's two vectors and one number fit 16 registers. WIDE_STRIDE: from row to row, not a power of two. Fewer
- * rows than LEAST_WIDE are done before their panel would be widened. */
+ * panel's two vectors and one number fit 16 registers. WIDE_STRIDE: from row to row, not a power of two.
+ * WIDE_TURN: terms of a turn of the loop. Fewer rows than LEAST_WIDE are done before their panel would be widened. */
 enum {
     WIDE_ROWS = 96,
     WIDE_TERMS = 256,
     WIDE_STRIDE = WIDE_TERMS + 8,
     WIDE_BAND = 6,
+    WIDE_TURN = 4,
+    ROWS_AHEAD = 8,
+    LINE = 32, /* bf16 numbers of a cache line */
     LEAST_WIDE = 5
 };
 
@@ -187,52 +190,109 @@ static inline void kernel_bands(kernel_operands o, int rows, int panels, int add
 
 /* ---- operands widened to float32 ---- */
 
-/* One band of M rows. With `ask`, lines from `next` on are asked for, `step` numbers further with each term. */
-SPECIALIZED void wide_band(const float *a, const float *b, float *c, int64_t ldc, int K, int M,
-                           int add, int ask, const bf16 *next, int step) {
+/* Where a band is. */
+typedef struct wide_place {
+    const float *a, *b;
+    float *c;
+    const bf16 *next;
+    int64_t step, ldc;
+    int add;
+} wide_place;
+
+/* One term of a band of M rows. */
+SPECIALIZED void wide_term(vf (*sum)[VECTORS], const float *a, const float *b, int M) {
+    vf column[VECTORS];
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) column[v] = vf_load(b + v * LANES);
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        vf row = vf_set(a[m * WIDE_STRIDE]);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) vf_add_product(&sum[m][v], row, column[v]);
+    }
+}
+
+/* One band of M rows by K terms, `turn` of them at once: instructions that are not products take time, too. With
+ * `ask`, lines from `next` on are asked for, `step` numbers further with each term. */
+SPECIALIZED void wide_band(const wide_place *at, int K, int M, int turn, int ask) {
     vf sum[WIDE_BAND][VECTORS];
+    float *c = at->c;
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
         for (int v = 0; v < VECTORS; v++)
-            sum[m][v] = add ? vf_load(c + m * ldc + v * LANES) : vf_set(0);
+            sum[m][v] = at->add ? vf_load(c + m * at->ldc + v * LANES) : vf_set(0);
     }
-    for (int k = 0; k < K; k++, a++, b += PANEL) {
-        if (ask) ask_for(next);
-        next += ask ? step : 0;
-        vf column[VECTORS];
+    const float *a = at->a, *b = at->b;
+    const bf16 *next = at->next;
+    for (int64_t step = at->step; K > 0; K -= turn, a += turn, b += turn * PANEL) {
         UNROLL
-        for (int v = 0; v < VECTORS; v++) column[v] = vf_load(b + v * LANES);
-        UNROLL
-        for (int m = 0; m < M; m++) {
-            vf row = vf_set(a[m * WIDE_STRIDE]);
-            UNROLL
-            for (int v = 0; v < VECTORS; v++) sum[m][v] += row * column[v];
+        for (int i = 0; i < turn; i++) {
+            if (ask && i % PAIR == 0) { /* the steps of two terms are a line at most */
+                ask_for(next);
+                next += PAIR * step;
+            }
+            wide_term(sum, a + i, b + i * PANEL, M);
         }
     }
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
-        for (int v = 0; v < VECTORS; v++) vf_store(c + m * ldc + v * LANES, sum[m][v]);
+        for (int v = 0; v < VECTORS; v++) vf_store(c + m * at->ldc + v * LANES, sum[m][v]);
     }
 }
 
-/* next: the numbers of b that are widened after these, which the bands ask for evenly; or NULL. */
-SPECIALIZED void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K, int add,
-                            int ask, const bf16 *next) {
-    int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, step = PANEL / n_bands;
-    for (int row = 0, M; n_bands > 0; n_bands--, row += M, next += ask ? step * K : 0) {
+/* Functions, in which the registers suffice. Terms that are less than a turn are last. */
+#define WIDE_BAND_OF(n)                                                                            \
+    __attribute__((noinline)) static void wide_band_##n(const wide_place *at, int K) {             \
+        wide_band(at, K, n, WIDE_TURN, 0);                                                         \
+    }                                                                                              \
+    __attribute__((noinline)) static void wide_band_asking_##n(const wide_place *at, int K) {      \
+        wide_band(at, K, n, WIDE_TURN, 1);                                                         \
+    }                                                                                              \
+    __attribute__((noinline)) static void wide_band_rest_##n(const wide_place *at, int K) {        \
+        wide_band(at, K, n, 1, 0);                                                                 \
+    }
+WIDE_BAND_OF(1)
+WIDE_BAND_OF(2)
+WIDE_BAND_OF(3)
+WIDE_BAND_OF(4)
+WIDE_BAND_OF(5)
+WIDE_BAND_OF(6)
+
+typedef void wide_band_fn(const wide_place *at, int K);
+static wide_band_fn *const wide_band_of[][3] = {
+    {0},
+    {wide_band_1, wide_band_asking_1, wide_band_rest_1},
+    {wide_band_2, wide_band_asking_2, wide_band_rest_2},
+    {wide_band_3, wide_band_asking_3, wide_band_rest_3},
+    {wide_band_4, wide_band_asking_4, wide_band_rest_4},
+    {wide_band_5, wide_band_asking_5, wide_band_rest_5},
+    {wide_band_6, wide_band_asking_6, wide_band_rest_6},
+};
+
+/* next: the numbers of b that are widened after these, which the bands ask for evenly; or NULL. from_memory: they ask
+ * in their loops, as few bands are not long enough to wait for some of the lines before them. */
+static inline void wide_bands(const wide_operands *w, float *c, int64_t ldc, int rows, int K,
+                              int add, const bf16 *next, int from_memory) {
+    int n_bands = (rows + WIDE_BAND - 1) / WIDE_BAND, ask = from_memory, rest = K % WIDE_TURN;
+    int share = next && !ask ? (K * PANEL / n_bands + LINE - 1) / LINE * LINE : 0;
+    wide_place at = {.next = next, .step = PANEL / n_bands, .ldc = ldc};
+    for (int row = 0, M; n_bands > 0; n_bands--, row += M) {
         M = (rows - row + n_bands - 1) / n_bands;
-        const float *a = w->a[row], *b = w->b[0];
-        float *to = c + row * ldc;
-        if (M == 6)
-            wide_band(a, b, to, ldc, K, 6, add, ask, next, step);
-        else if (M == 5)
-            wide_band(a, b, to, ldc, K, 5, add, ask, next, step);
-        else if (M == 4)
-            wide_band(a, b, to, ldc, K, 4, add, ask, next, step);
-        else /* of 7 rows */
-            wide_band(a, b, to, ldc, K, 3, add, ask, next, step);
+        wide_band_fn *const *band = wide_band_of[M];
+        at.a = w->a[row];
+        at.b = w->b[0];
+        at.c = c + row * ldc;
+        at.add = add;
+        for (int i = 0; i < share; i += LINE) ask_for(at.next + i);
+        if (K > rest) band[ask](&at, K - rest);
+        at.next += ask ? at.step * K : share;
+        if (!rest) continue;
+        at.a += K - rest;
+        at.b += (K - rest) * PANEL;
+        at.add = add || K > rest;
+        band[2](&at, rest);
     }
 }
 
@@ -257,21 +317,26 @@ __attribute__((noinline)) static void kernel_widened(const kernel_operands *o, i
         for (int k = 0; k < o->K; k += WIDE_TERMS) {
             int terms = cpu_min(WIDE_TERMS, o->K - k), n_rows = cpu_min(WIDE_ROWS, rows - row);
             for (int r = 0; r < n_rows; r++) {
-                const bf16 *a = o->a + (row + r) * o->lda + k;
+                const bf16 *a = o->a + (row + r) * o->lda + k, *soon = a + ROWS_AHEAD * o->lda;
+                for (int i = 0; k == 0 && r + ROWS_AHEAD < n_rows && i < terms; i += LINE)
+                    ask_for(soon + i);
                 FOR_LANES (i, n, terms) vf_put(w->a[r] + i, vf_get(a + i, n), n);
             }
+            const bf16 *after =
+                k + WIDE_TERMS < o->K ? o->b + (int64_t)(k + WIDE_TERMS) * PANEL : NULL;
             for (int i = 0; i < panels; i++) {
                 float *c = o->c + row * o->ldc + i * PANEL;
                 const bf16 *b = o->b + i * o->panel + (int64_t)k * PANEL, *next = o->next;
                 if (i + 1 < panels)
                     next = b + o->panel;
-                else if (k + WIDE_TERMS < o->K)
-                    next = o->b + (int64_t)(k + WIDE_TERMS) * PANEL;
+                else if (after)
+                    next = after;
+                for (int r = i; after && r < n_rows; r += panels) {
+                    const bf16 *a = o->a + (row + r) * o->lda + k + WIDE_TERMS;
+                    for (int j = 0; j < WIDE_TERMS; j += LINE) ask_for(a + j);
+                }
                 widen_panel(w->b, b, terms);
-                if (o->next)
-                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 1, next);
-                else
-                    wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, 0, NULL);
+                wide_bands(w, c, o->ldc, n_rows, terms, add || k > 0, next, o->next != NULL);
             }
         }
 }
