@@ -9,7 +9,7 @@
 #include "softmax.h"
 
 /* Few queries, so that little is computed of what the causal mask hides: two tiles of AMX. */
-enum { TILE_Q = 32, TILE_K = 256 };
+enum { TILE_Q = LANES == 8 ? 48 : 32, TILE_K = 256 };
 
 /* Sizes of one head, and what of them is rounded up to whole panels. */
 typedef struct head_shape {

@@ -147,7 +147,7 @@ static inline void kernel_bands(kernel_operands o, int rows, int panels, int add
 /* ---- rows widened to float32 ---- */
 
 /* A compiler keeps both halves of a panel's vectors at once, and then has no registers for the sums. So it is told
- * by which instructions they are split, from where they are in memory, and added up. */
+ * by which instructions they are split, from where they are in memory. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 typedef bf16 column_pairs[LANES * PAIR];
 static inline vf first_of_pairs(const bf16 *b) {
@@ -162,7 +162,6 @@ static inline vf second_of_pairs(const bf16 *b) {
             : "m"(*(const column_pairs *)b));
     return x;
 }
-#define ADD_PRODUCT(sum, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b))
 #else
 static inline vf first_of_pairs(const bf16 *b) {
     vu x;
@@ -174,7 +173,6 @@ static inline vf second_of_pairs(const bf16 *b) {
     memcpy(&x, b, sizeof x);
     return (vf)(x & 0xffff0000u);
 }
-#define ADD_PRODUCT(sum, a, b) ((sum) += (a) * (b))
 #endif
 
 /* A band: rows widened to float32, WIDE_STRIDE numbers apart, by K terms of a panel. next: lines that are asked
@@ -213,7 +211,7 @@ SPECIALIZED void wide_band(const wide_place *p, int M, int ask) {
             for (int m = 0; m < M; m++) {
                 vf row = vf_set(a[m * WIDE_STRIDE + half]);
                 UNROLL
-                for (int v = 0; v < VECTORS; v++) ADD_PRODUCT(sum[m][v], row, column[v]);
+                for (int v = 0; v < VECTORS; v++) vf_add_product(&sum[m][v], row, column[v]);
             }
         }
     }

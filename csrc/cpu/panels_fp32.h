@@ -123,16 +123,37 @@ static inline void bands_of_columns(float *out, const float *a, int64_t lda, int
 
 /* ---- products ---- */
 
-/* a (row, k) is a[row * a_row + k * a_k] of a band; bands are a_band apart. */
+/* a: rows a_row apart, or bands a[k][BAND], with an a_row of 1. Bands are a_band apart. add: c += */
 typedef struct panel_operands {
     const float *a, *b;
     float *c;
-    int64_t a_row, a_k, a_band, ldc;
-    int K;
+    int64_t a_row, a_band, ldc;
+    int K, add, is_banded;
 } panel_operands;
 
-/* M rows by n columns of one panel. M, and whether n is more than one vector, are constants where this is inlined. */
-SPECIALIZED void panel_band(const panel_operands *o, int M, int n, int add, int wide) {
+/* Terms of a turn of the loop over them, as instructions that are not products take time, too. Rows of a that share
+ * a pointer: lda and 2 lda from it are addresses of one instruction. */
+enum { TERM_TURN = 4, NEAR_ROWS = 3, POINTERS = (BAND + NEAR_ROWS - 1) / NEAR_ROWS };
+
+/* sum += `terms` terms of M rows and one panel. */
+SPECIALIZED void panel_terms(vf (*sum)[2], const float *const *a, int64_t a_row, const float *b,
+                             int terms, int M, int wide, int is_banded) {
+    UNROLL
+    for (int k = 0; k < terms; k++, b += PANEL) {
+        vf b0 = vf_load(b), b1 = wide ? vf_load(b + LANES) : b0;
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            vf x = vf_set(is_banded ? a[0][k * BAND + m]
+                                    : a[m / NEAR_ROWS][m % NEAR_ROWS * a_row + k]);
+            vf_add_product(&sum[m][0], x, b0);
+            if (wide) vf_add_product(&sum[m][1], x, b1);
+        }
+    }
+}
+
+/* M rows by n columns of one panel. M, whether n is more than one vector, and whether a is in bands, are constants
+ * where this is inlined. */
+SPECIALIZED void panel_band(const panel_operands *o, int M, int n, int wide, int is_banded) {
     vf sum[BAND][2];
     float *c = o->c;
     UNROLL
@@ -141,18 +162,22 @@ SPECIALIZED void panel_band(const panel_operands *o, int M, int n, int add, int 
         __builtin_prefetch(c + m * o->ldc + PANEL - 1, 1);
         sum[m][0] = sum[m][1] = vf_set(0);
     }
-    const float *a = o->a, *b = o->b;
-    int64_t a_row = o->a_row, a_k = o->a_k;
-    for (int k = o->K; k > 0; k--, a += a_k, b += PANEL) {
-        vf b0 = vf_load(b), b1 = wide ? vf_load(b + LANES) : b0;
+    const float *a[POINTERS], *b = o->b;
+    int64_t a_row = o->a_row, a_k = is_banded ? BAND : 1;
+    UNROLL
+    for (int i = 0; i < POINTERS; i++) a[i] = is_banded ? o->a : o->a + i * NEAR_ROWS * a_row;
+    int left = o->K;
+    for (; left >= TERM_TURN; left -= TERM_TURN, b += TERM_TURN * PANEL) {
+        panel_terms(sum, a, a_row, b, TERM_TURN, M, wide, is_banded);
         UNROLL
-        for (int m = 0; m < M; m++) {
-            vf x = vf_set(a[m * a_row]);
-            sum[m][0] += x * b0;
-            if (wide) sum[m][1] += x * b1;
-        }
+        for (int i = 0; i < POINTERS; i++) a[i] += TERM_TURN * a_k;
     }
-    int n0 = wide ? LANES : n, n1 = n - n0;
+    for (; left > 0; left--, b += PANEL) {
+        panel_terms(sum, a, a_row, b, 1, M, wide, is_banded);
+        UNROLL
+        for (int i = 0; i < POINTERS; i++) a[i] += a_k;
+    }
+    int n0 = wide ? LANES : n, n1 = n - n0, add = o->add;
     UNROLL
     for (int m = 0; m < M; m++, c += o->ldc) {
         if (add) sum[m][0] += vf_get(c, n0);
@@ -163,32 +188,42 @@ SPECIALIZED void panel_band(const panel_operands *o, int M, int n, int add, int 
     }
 }
 
-SPECIALIZED void panel_rows(panel_operands o, int rows, int n, int add, int wide) {
-    for (; rows >= BAND; rows -= BAND, o.a += o.a_band, o.c += BAND * o.ldc)
-        panel_band(&o, BAND, n, add, wide);
-    for (int left; rows > 0; rows -= left, o.a += left * o.a_row, o.c += left * o.ldc) {
-        left = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-        if (left == 4)
-            panel_band(&o, 4, n, add, wide);
-        else if (left == 2)
-            panel_band(&o, 2, n, add, wide);
+/* Functions, in which the registers suffice: of whole panels, of more than a vector, and of up to one. */
+#define PANEL_BAND_OF(name, M, is_banded)                                                          \
+    __attribute__((noinline)) static void name(const panel_operands *o, int n) {                   \
+        if (n == PANEL)                                                                            \
+            panel_band(o, M, PANEL, 1, is_banded);                                                 \
+        else if (n > LANES)                                                                        \
+            panel_band(o, M, n, 1, is_banded);                                                     \
+        else                                                                                       \
+            panel_band(o, M, n, 0, is_banded);                                                     \
+    }
+PANEL_BAND_OF(panel_band_rows, BAND, 0)
+PANEL_BAND_OF(panel_band_banded, BAND, 1)
+PANEL_BAND_OF(panel_band_rows_4, 4, 0)
+PANEL_BAND_OF(panel_band_banded_4, 4, 1)
+PANEL_BAND_OF(panel_band_rows_1, 1, 0)
+PANEL_BAND_OF(panel_band_banded_1, 1, 1)
+
+/* n columns of one panel. */
+static inline void panel_rows(panel_operands o, int rows, int n) {
+    int is_banded = o.is_banded;
+    for (int done; rows > 0; rows -= done, o.c += done * o.ldc) {
+        done = rows >= BAND ? BAND : rows >= 4 ? 4 : 1;
+        if (done == BAND)
+            (is_banded ? panel_band_banded : panel_band_rows)(&o, n);
+        else if (done == 4)
+            (is_banded ? panel_band_banded_4 : panel_band_rows_4)(&o, n);
         else
-            panel_band(&o, 1, n, add, wide);
+            (is_banded ? panel_band_banded_1 : panel_band_rows_1)(&o, n);
+        o.a += done == BAND ? o.a_band : done * o.a_row;
     }
 }
 
 /* c (rows, cols) = a b, or c += a b. */
-static inline void panel_product(panel_operands o, int rows, int cols, int add) {
-    for (int col = 0; col < cols; col += PANEL, o.b += (int64_t)o.K * PANEL, o.c += PANEL) {
-        if (cols - col <= LANES)
-            panel_rows(o, rows, cols - col, add, 0);
-        else if (cols - col < PANEL)
-            panel_rows(o, rows, cols - col, add, 1);
-        else if (add)
-            panel_rows(o, rows, PANEL, 1, 1);
-        else
-            panel_rows(o, rows, PANEL, 0, 1);
-    }
+static inline void panel_product(panel_operands o, int rows, int cols) {
+    for (int col = 0; col < cols; col += PANEL, o.b += (int64_t)o.K * PANEL, o.c += PANEL)
+        panel_rows(o, rows, cols - col < PANEL ? cols - col : PANEL);
 }
 
 #endif

@@ -118,15 +118,14 @@ static panel_operands pack_rows(const product *p, float *bands, int row, int row
     if (p->kind != PRODUCT_TN) {
         o.a = p->a + (int64_t)row * p->lda + k;
         o.a_row = p->lda;
-        o.a_k = 1;
         o.a_band = BAND * o.a_row;
         return o;
     }
     bands_of_columns(bands, p->a + (int64_t)k * p->lda + row, p->lda, rows, n_terms,
                      sums ? p->sums + row : NULL);
     o.a = bands;
+    o.is_banded = 1;
     o.a_row = 1;
-    o.a_k = BAND;
     o.a_band = (int64_t)n_terms * BAND;
     return o;
 }
@@ -144,12 +143,13 @@ static void panel_tile(const product *p, float *scratch, int row, int rows, int 
             int m = cpu_min(BLOCK_ROWS, rows - r);
             panel_operands o = pack_rows(p, bands, row + r, m, k, n, p->sums && col == 0);
             o.b = panels;
+            o.add = k > 0 || p->add;
             o.c = p->out + (int64_t)(row + r) * p->ldo + col;
-            panel_product(o, m, cols, k > 0 || p->add);
+            panel_product(o, m, cols);
             if (p->twin) {
                 o.b += twin;
                 o.c += p->twin;
-                panel_product(o, m, cols, k > 0);
+                panel_product(o, m, cols);
             }
             if (is_last && p->epilogue) run_epilogue(p, row + r, m, col, cols);
         }

@@ -68,6 +68,15 @@ static inline void vf_store_n(float *p, vf v, int n) {
 #endif
 }
 
+/* sum += a b in the register of `sum`: of many terms in a row, GCC 12 would move sums between registers. */
+static inline void vf_add_product(vf *sum, vf a, vf b) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+#else
+    *sum += a * b;
+#endif
+}
+
 static inline vf vf_select(vi mask, vf yes, vf no) {
     return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
 }
@@ -251,7 +260,11 @@ static inline bf16 bf16_round(float x) {
 }
 
 static inline vf vf_from_bf16(vh x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16); /* GCC 12 takes halves */
+#else
     return (vf)(__builtin_convertvector(x, vu) << 16);
+#endif
 }
 
 static inline vh vf_to_bf16(vf x) {
@@ -261,7 +274,13 @@ static inline vh vf_to_bf16(vf x) {
     vu bits = (vu)x;
     vu rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     vu nan = (vu)(x != x);
-    return __builtin_convertvector((rounded & ~nan) | ((bits >> 16 | 0x40) & nan), vh);
+    rounded = (rounded & ~nan) | ((bits >> 16 | 0x40) & nan);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded); /* each half twice */
+    return (vh)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+    return __builtin_convertvector(rounded, vh);
+#endif
 #endif
 }
 
