@@ -82,6 +82,13 @@ def chat_prompt(
     values = {**named_tokens(tokenizer), **marked, **(variables or {})}
     values["add_generation_prompt"] = add_generation_prompt and not continue_final_message
     text = render(template, values, mark)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the conversation has U+{ord(text[error.start]):04X}, half of a surrogate pair or a "
+            "byte that is not UTF-8: give whole characters"
+        ) from None
     if continue_final_message:
         text = _before_end(text, end)
     return [int(id) for id in tokenizer.encode_parts(list(parts_of(text, names, mark)))]

@@ -297,6 +297,15 @@ def test_messages_that_are_none(messages: Any, fault: str) -> None:
     assert fault in str(caught.value)
 
 
+@pytest.mark.parametrize("half", [0xDCFF, 0xD83D])
+def test_half_of_a_character_is_one_line(tokenizer: Tokenizer, half: int) -> None:
+    """A byte of the command line that is not UTF-8, or half of JSON's escape of a character."""
+    asked = [message("user", f"Hi {chr(half)}")]
+    fault = rf"has U\+{half:04X}, half of a surrogate pair or a byte that is not UTF-8: give"
+    with pytest.raises(UsageError, match=fault):
+        chat_prompt(tokenizer, asked, chat_template=CHATML)
+
+
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert chat.check_messages([{"role": "user", "content": parts}])[0]["content"] == "a\nb"
