@@ -14,20 +14,12 @@
 #define kernel_end()   ((void)0)
 #endif
 
-enum {
-    WIDENS = LANES == 8,
-    GROUP = WIDENS ? 16 : 2, /* panels that a call of kernel_product may span */
-    VECTORS = PANEL / LANES, /* of one panel */
-    BAND_PANELS = LANES == 16 ? 2 : 1,
-    BAND = LANES == 16 ? 12 : 2, /* rows whose sums fit the registers */
-    NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
-                    * instruction, and a pointer for each row would not fit the registers */
-};
+/* Whether rows are widened to float32; panels that a call of kernel_product may span. */
+enum { WIDENS = LANES == 8, GROUP = WIDENS ? 16 : 2 };
 
 /* Rows and terms of them that are widened at once: few rows, so that all terms of a common width are multiplied in
- * one go, and no more than a fifth of the second-level cache. WIDE_STRIDE: from row to row, not a power of two. A
- * band's sums, its panel's two vectors and one number fit 16 registers. */
-enum { WIDE_ROWS = 32, WIDE_TERMS = 768, WIDE_STRIDE = WIDE_TERMS + 8, WIDE_BAND = 6 };
+ * one go, and no more than a fifth of the second-level cache. WIDE_STRIDE: from row to row, not a power of two. */
+enum { WIDE_ROWS = 32, WIDE_TERMS = 768, WIDE_STRIDE = WIDE_TERMS + 8 };
 
 typedef struct wide_operands {
     _Alignas(64) float a[WIDE_ROWS][WIDE_STRIDE];

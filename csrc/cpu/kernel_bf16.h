@@ -7,6 +7,16 @@
 
 #include "kernel.h"
 
+enum {
+    VECTORS = PANEL / LANES, /* of one panel */
+    BAND_PANELS = LANES == 16 ? 2 : 1,
+    BAND = LANES == 16 ? 12 : 2, /* rows whose sums fit the registers */
+    WIDE_BAND =
+        6, /* the same of widened rows, with a panel's two vectors and one number, in 16 registers */
+    NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
+                    * instruction, and a pointer for each row would not fit the registers */
+};
+
 #if defined(__AVX512BF16__)
 
 typedef __m512bh pairs;
