@@ -96,12 +96,12 @@ static void widen_int8(bf16 *out, int64_t ldo, const int8_t *x, int64_t ldx, int
         FOR_LANES (c, k, n) vf_put(out + c, vf_get_int8(x + c, k), k);
 }
 
-/* Packs n rows of keys and values as pack_keys and pack_columns do, some at a time; the scales are left to
- * forward_tile. */
-static void pack_int8(buffers *w, const int8_head *x, int n, head_shape head) {
+/* Packs rows `first` to n - 1 of keys and values as pack_keys and pack_columns do, some at a time; the scales are
+ * left to forward_tile. */
+static void pack_int8(buffers *w, const int8_head *x, int first, int n, head_shape head) {
     enum { WIDTH = TILE_Q * TILE_K / PANEL };
     int64_t HS = head.HS, panel = pack_panel_size(head.T);
-    for (int t = 0; t < n; t += PANEL) {
+    for (int t = first; t < n; t += PANEL) {
         int rows = cpu_min(PANEL, n - t);
         for (int c = 0; c < HS; c += WIDTH) {
             int width = cpu_min(WIDTH, (int)HS - c);
@@ -130,37 +130,52 @@ typedef struct decode_task {
     const attention_decode *op;
 } decode_task;
 
-/* Rows n to n + run - 1 of one sequence, for query head h; t has what all rows share. */
-static void decode_run(const attention_decode *a, query_tile t, int n, int run, int h, buffers *w) {
-    int HS = a->HS, NH = a->NH, kv = h / (NH / a->NKV), n_keys = a->positions[n] + run;
-    int after = n + run < a->N ? n + run : n; /* the row whose keys are read next */
-    const bf16 *k = (const bf16 *)a->cache_k + cache_begin(a, n, kv);
-    const bf16 *v = (const bf16 *)a->cache_v + cache_begin(a, n, kv);
-    const bf16 *next = (const bf16 *)a->cache_k + cache_begin(a, after, kv);
-    int8_head head = int8_head_of(a, n, kv), next_head = int8_head_of(a, after, kv);
-    bool is_int8 = a->scale_k != NULL;
-    if (is_int8) t.scale_k = head.scale_k, t.scale_v = head.scale_v;
-    if (run > FEW_ROWS && is_int8) {
-        pack_int8(w, &head, n_keys, t.head);
-    } else if (run > FEW_ROWS) {
-        pack_keys(w->keys, k, HS, n_keys, HS);
-        pack_columns(w->values, pack_panel_size(t.head.T), v, HS, HS, n_keys);
+/* Where the keys of query head h begin, of row n's sequence. */
+static inline int64_t keys_begin(const attention_decode *a, int n, int h) {
+    return cache_begin(a, n, h / (a->NH / a->NKV));
+}
+
+/* Packs key head kv of row n's sequence for `run` rows, from the first key that one of them sees. */
+static void pack_head(const attention_decode *a, const query_tile *t, int n, int run, int kv,
+                      buffers *w) {
+    int HS = a->HS, n_keys = a->positions[n] + run, first = first_key(t->sight, a->positions[n]);
+    int64_t begin = cache_begin(a, n, kv) + (int64_t)first * HS;
+    if (a->scale_k) {
+        int8_head head = int8_head_of(a, n, kv);
+        pack_int8(w, &head, first, n_keys, t->head);
+        return;
     }
+    pack_keys(w->keys + first / PANEL * pack_panel_size(HS), (const bf16 *)a->cache_k + begin, HS,
+              n_keys - first, HS);
+    pack_columns(w->values + (int64_t)first * PANEL, pack_panel_size(t->head.T),
+                 (const bf16 *)a->cache_v + begin, HS, HS, n_keys - first);
+}
+
+/* Rows n to n + run - 1 of one sequence, for query head h; t has what all rows share. `next`: where the keys
+ * begin that are read next. */
+static void decode_run(const attention_decode *a, query_tile t, int n, int run, int h, int64_t next,
+                       buffers *w) {
+    int HS = a->HS;
+    int64_t begin = keys_begin(a, n, h);
+    const bf16 *k = a->cache_k, *v = a->cache_v;
+    int8_head head = int8_head_of(a, n, h / (a->NH / a->NKV));
+    t.scale_k = head.scale_k, t.scale_v = head.scale_v;
     for (int r = 0; r < run; r += t.nq) {
-        t.out = (bf16 *)a->out + ((int64_t)(n + r) * NH + h) * HS;
+        t.out = (bf16 *)a->out + ((int64_t)(n + r) * a->NH + h) * HS;
         t.q = (const bf16 *)a->qkv + (n + r) * t.ldq + h * HS;
         t.q0 = a->positions[n] + r;
         t.nq = run > FEW_ROWS ? cpu_min(TILE_Q, run - r) : 1;
         if (run > FEW_ROWS)
             forward_tile(&t, w);
-        else if (is_int8)
-            int8_decode_query(&t, head, next_head.k, w);
+        else if (a->scale_k)
+            int8_decode_query(&t, head, (const int8_t *)a->cache_k + next, w);
         else
-            decode_query(&t, k, v, next, w);
+            decode_query(&t, k + begin, v + begin, k + next, w);
     }
 }
 
-/* Item h is a query head. Rows that follow each other in one sequence share its packed keys. */
+/* Item h is a query head. Heads that follow each other share the keys that are packed for them, and find
+ * those of single rows in a cache. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const decode_task *task = p;
     const attention_decode *a = task->op;
@@ -172,10 +187,14 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                     .sight = {a->window, NULL},
                     .scoring = scoring_of(a->scale, a->cap, a->HS)};
     kernel_begin();
-    for (int64_t h = begin; h < end; h++) {
-        for (int n = 0, run; n < a->N; n += run) {
-            run = cache_run(a, n, a->N);
-            decode_run(a, t, n, run, (int)h, &w);
+    for (int n = 0, run; n < a->N; n += run) {
+        run = cache_run(a, n, a->N);
+        int after = n + run < a->N ? n + run : n, packed = -1;
+        for (int h = (int)begin; h < end; h++) {
+            int kv = h / (a->NH / a->NKV);
+            if (run > FEW_ROWS && kv != packed) pack_head(a, &t, n, run, packed = kv, &w);
+            int64_t next = h + 1 < end ? keys_begin(a, n, h + 1) : keys_begin(a, after, (int)begin);
+            decode_run(a, t, n, run, h, next, &w);
         }
     }
     kernel_end();

@@ -41,6 +41,30 @@ static inline int64_t pack_backward_size(int rows, int cols) {
 /* Two 16-bit numbers, or one float32 that is moved like them. */
 typedef uint32_t __attribute__((may_alias)) pair;
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* The same as transpose_pairs for 8 x 8 pairs. */
+static inline void transpose_8x8(pair *out, int64_t out_stride, const pair *in, int64_t in_stride) {
+    __m256i r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_si256((const void *)(in + i * in_stride));
+    for (int i = 0; i < 8; i += 2) { /* pairs of rows, within halves */
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) { /* fours of rows: r[i + c] has column c of each half */
+        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int c = 0; c < 4; c++) {
+        __m256i left = _mm256_permute2x128_si256(r[c], r[4 + c], 0x20);
+        __m256i right = _mm256_permute2x128_si256(r[c], r[4 + c], 0x31);
+        _mm256_storeu_si256((void *)(out + c * out_stride), left);
+        _mm256_storeu_si256((void *)(out + (4 + c) * out_stride), right);
+    }
+}
+#endif
+
 /* out[j] = row j of the transpose of 16 x 16 pairs: out[j][i] = in[i][j]. Rows of `in` are
  * in_stride pairs apart, those of `out` out_stride. */
 static inline void transpose_pairs(pair *out, int64_t out_stride, const pair *in,
@@ -68,6 +92,10 @@ static inline void transpose_pairs(pair *out, int64_t out_stride, const pair *in
         _mm512_storeu_si512(out + (8 + c) * out_stride, _mm512_shuffle_i32x4(a, d, 0xdd));
         _mm512_storeu_si512(out + (12 + c) * out_stride, _mm512_shuffle_i32x4(b, e, 0xdd));
     }
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8)
+            transpose_8x8(out + j * out_stride + i, out_stride, in + i * in_stride + j, in_stride);
 #else
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 16; j++) out[j * out_stride + i] = in[i * in_stride + j];
@@ -84,6 +112,16 @@ static inline void interleave_rows(pair *out, const bf16 *upper, const bf16 *low
     if (lower) b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, lower));
     _mm512_storeu_si512(out, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
 #else
+#if defined(__AVX2__)
+    if (n == PANEL && lower) {
+        __m256i a = _mm256_loadu_si256((const void *)upper);
+        __m256i b = _mm256_loadu_si256((const void *)lower);
+        __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+        _mm256_storeu_si256((void *)out, _mm256_permute2x128_si256(low, high, 0x20));
+        _mm256_storeu_si256((void *)(out + 8), _mm256_permute2x128_si256(low, high, 0x31));
+        return;
+    }
+#endif
     for (int j = 0; j < PANEL; j++)
         out[j] = j < n ? upper[j] | (pair)(lower ? lower[j] : 0) << 16 : 0;
 #endif
