@@ -11,81 +11,151 @@ static inline void ask_for_row(const bf16 *x, int n) {
     for (int i = 0; i < n; i += LINE) ask_for(x + i);
 }
 
-/* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need
- * not wait for another. Asks for as many rows of `next`, which is read next. */
-static void add_values(float *sum, float shrink, const float *p, const bf16 *v, int n, int HS,
-                       const bf16 *next) {
-    enum { AT_ONCE = 4 };
+/* ---- few queries, whose keys are read too few times for packing to pay ---- */
+
+/* Query heads of one key head that read each of its keys once: so many sums fit the registers. KEYS: read together,
+ * so that one sum need not wait for another. AT_ONCE: vectors of channels, for the same reason. */
+enum { HEADS = LANES == 16 ? 4 : 3, KEYS = 4, AT_ONCE = 4 };
+
+#if defined(__AVX512BF16__)
+typedef bf16 query_number; /* pairs are multiplied as they are */
+
+/* sum += the products of LANES pairs. */
+static inline vf add_pairs(vf sum, const query_number *q, const bf16 *k) {
+    __m512i x = _mm512_loadu_si512(q), y = _mm512_loadu_si512(k);
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+}
+#else
+typedef float query_number;
+
+static inline vf add_pairs(vf sum, const query_number *q, const bf16 *k) {
+    sum += vf_load(q) * vf_get(k, LANES);
+    return sum + vf_load(q + LANES) * vf_get(k + LANES, LANES);
+}
+#endif
+
+/* s (n) of each of `heads` heads, TILE_K apart, = q k^T with q (heads, HS), ldq apart. Asks for as many rows of
+ * `next`. */
+SPECIALIZED void dot_keys(float *s, const query_number *q, int64_t ldq, const bf16 *k, int n,
+                          int HS, const bf16 *next, int heads) {
+    for (int j0 = 0; j0 < n; j0 += LANES) {
+        vf sums[HEADS][LANES];
+        for (int j1 = 0; j1 < LANES; j1 += KEYS) {
+            vf sum[KEYS][HEADS];
+            const bf16 *key[KEYS]; /* the last again, where there are no more */
+            UNROLL
+            for (int j = 0; j < KEYS; j++) {
+                int row = cpu_min(j0 + j1 + j, n - 1);
+                key[j] = k + (int64_t)row * HS;
+                ask_for_row(next + (int64_t)row * HS, HS);
+                UNROLL
+                for (int h = 0; h < heads; h++) sum[j][h] = vf_set(0);
+            }
+            int c = 0;
+            for (; c + 2 * LANES <= HS; c += 2 * LANES) {
+                UNROLL
+                for (int j = 0; j < KEYS; j++) {
+                    UNROLL
+                    for (int h = 0; h < heads; h++)
+                        sum[j][h] = add_pairs(sum[j][h], q + h * ldq + c, key[j] + c);
+                }
+            }
+            FOR_LANES (i, m, HS - c) {
+                UNROLL
+                for (int j = 0; j < KEYS; j++) {
+                    UNROLL
+                    for (int h = 0; h < heads; h++)
+                        sum[j][h] += vf_get(q + h * ldq + c + i, m) * vf_get(key[j] + c + i, m);
+                }
+            }
+            UNROLL
+            for (int j = 0; j < KEYS; j++) {
+                UNROLL
+                for (int h = 0; h < heads; h++) sums[h][j1 + j] = sum[j][h];
+            }
+        }
+        for (int h = 0; h < heads; h++) vf_store(s + h * TILE_K + j0, vf_sums(sums[h]));
+    }
+}
+
+/* sum (HS) = shrink sum + p v for each of `heads` heads, whose sums are ld apart and whose p TILE_K: v has n rows.
+ * Asks for as many rows of `next`, which is read next. */
+SPECIALIZED void add_values(float *sum, int64_t ld, const float *shrink, const float *p,
+                            const bf16 *v, int n, int HS, const bf16 *next, int heads) {
     int c = 0;
     for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
-        vf out[AT_ONCE];
+        vf out[HEADS][AT_ONCE];
         UNROLL
-        for (int i = 0; i < AT_ONCE; i++) out[i] = vf_load(sum + c + i * LANES) * shrink;
+        for (int h = 0; h < heads; h++) {
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++)
+                out[h][i] = vf_load(sum + h * ld + c + i * LANES) * shrink[h];
+        }
         for (int j = 0; j < n; j++) {
             const bf16 *row = v + (int64_t)j * HS + c;
             ask_for_row(next + (int64_t)j * HS + c, AT_ONCE * LANES);
             UNROLL
-            for (int i = 0; i < AT_ONCE; i++) out[i] += p[j] * vf_get(row + i * LANES, LANES);
+            for (int i = 0; i < AT_ONCE; i++) {
+                vf value = vf_get(row + i * LANES, LANES);
+                UNROLL
+                for (int h = 0; h < heads; h++) out[h][i] += p[h * TILE_K + j] * value;
+            }
         }
         UNROLL
-        for (int i = 0; i < AT_ONCE; i++) vf_store(sum + c + i * LANES, out[i]);
-    }
-    FOR_LANES (i, k, HS - c) {
-        vf out = vf_get(sum + c + i, k) * shrink;
-        for (int j = 0; j < n; j++) out += p[j] * vf_get(v + (int64_t)j * HS + c + i, k);
-        vf_put(sum + c + i, out, k);
-    }
-}
-
-/* sum += the products of LANES pairs. */
-static inline vf add_pairs(vf sum, const bf16 *a, const bf16 *b) {
-#if defined(__AVX512BF16__)
-    __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
-#else
-    sum += vf_get(a, LANES) * vf_get(b, LANES);
-    return sum + vf_get(a + LANES, LANES) * vf_get(b + LANES, LANES);
-#endif
-}
-
-static inline vf dot_lanes(const bf16 *a, const bf16 *b, int n) {
-    vf sum = {0};
-    int c = 0;
-    for (; c + 2 * LANES <= n; c += 2 * LANES) sum = add_pairs(sum, a + c, b + c);
-    FOR_LANES (i, m, n - c) sum += vf_get(a + c + i, m) * vf_get(b + c + i, m);
-    return sum;
-}
-
-/* s (n) = q k^T. Asks for as many rows of `next`. */
-static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, const bf16 *next) {
-    vf sums[LANES];
-    for (int j0 = 0; j0 < n; j0 += LANES) {
-        int keys = cpu_min(LANES, n - j0);
-        for (int j = 0; j < keys; j++, k += HS, next += HS) {
-            sums[j] = dot_lanes(q, k, HS);
-            ask_for_row(next, HS);
+        for (int h = 0; h < heads; h++) {
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) vf_store(sum + h * ld + c + i * LANES, out[h][i]);
         }
-        for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
-        vf_store(s + j0, vf_sums(sums));
+    }
+    for (int h = 0; h < heads; h++, sum += ld, p += TILE_K) {
+        FOR_LANES (i, k, HS - c) {
+            vf out = vf_get(sum + c + i, k) * shrink[h];
+            for (int j = 0; j < n; j++) out += p[j] * vf_get(v + (int64_t)j * HS + c + i, k);
+            vf_put(sum + c + i, out, k);
+        }
     }
 }
 
-/* One query: its keys are read too few times for packing to pay. */
-static void decode_query(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
-                         buffers *w) {
-    int HS = t->head.HS, n_keys = t->q0 + 1;
+/* One query of each of `heads` heads, which follow each other in t->q and t->out. */
+SPECIALIZED void attend(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
+                        buffers *w, int heads) {
+    int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + 1;
     int first = first_seen(t->sight, t->q0);
-    float max = -INFINITY, sum = 0;
-    memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
+    float shrink[HEADS];
+    memset(w->sum_q, 0, sizeof(float) * (size_t)heads * (size_t)HS16);
+#if defined(__AVX512BF16__)
+    const query_number *q = t->q;
+    int64_t ldq = HS;
+#else
+    query_number *q = w->sum_q + (int64_t)HEADS * HS16; /* widened once for all keys */
+    int64_t ldq = HS16;
+    for (int h = 0; h < heads; h++)
+        FOR_LANES (c, n, HS) vf_put(q + h * ldq + c, vf_get(t->q + h * HS + c, n), n);
+#endif
+    for (int h = 0; h < heads; h++) w->max[h] = -INFINITY, w->sum[h] = 0;
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
-        dot_keys(w->s, t->q, keys, nk, HS, values);
-        float shrink = softmax_row(w->s, nk, nk, t->scoring, &max, &sum);
-        add_values(w->sum_q, shrink, w->s, values, nk, HS,
-                   k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
+        dot_keys(w->s, q, ldq, keys, nk, HS, values, heads);
+        for (int h = 0; h < heads; h++)
+            shrink[h] = softmax_row(w->s + h * TILE_K, nk, nk, t->scoring, &w->max[h], &w->sum[h]);
+        add_values(w->sum_q, HS16, shrink, w->s, values, nk, HS,
+                   k0 + nk < n_keys ? keys + (int64_t)nk * HS : next, heads);
     }
-    round_row(t->out, w->sum_q, 1 / sum, HS);
+    for (int h = 0; h < heads; h++)
+        round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, 1 / w->sum[h], HS);
+}
+
+static void decode_queries(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
+                           buffers *w, int heads) {
+    if (heads == 1)
+        attend(t, k, v, next, w, 1);
+    else if (heads == 2)
+        attend(t, k, v, next, w, 2);
+    else if (heads < HEADS) /* with AVX-512 */
+        attend(t, k, v, next, w, 3);
+    else
+        attend(t, k, v, next, w, HEADS);
 }
 
 /* ---- int8 ---- */
@@ -151,10 +221,10 @@ static void pack_head(const attention_decode *a, const query_tile *t, int n, int
                  (const bf16 *)a->cache_v + begin, HS, HS, n_keys - first);
 }
 
-/* Rows n to n + run - 1 of one sequence, for query head h; t has what all rows share. `next`: where the keys
- * begin that are read next. */
-static void decode_run(const attention_decode *a, query_tile t, int n, int run, int h, int64_t next,
-                       buffers *w) {
+/* Rows n to n + run - 1 of one sequence, for `heads` query heads from h on, which have one key head; t has what all
+ * rows share. `next`: where the keys begin that are read next. */
+static void decode_run(const attention_decode *a, query_tile t, int n, int run, int h, int heads,
+                       int64_t next, buffers *w) {
     int HS = a->HS;
     int64_t begin = keys_begin(a, n, h);
     const bf16 *k = a->cache_k, *v = a->cache_v;
@@ -170,12 +240,19 @@ static void decode_run(const attention_decode *a, query_tile t, int n, int run, 
         else if (a->scale_k)
             int8_decode_query(&t, head, (const int8_t *)a->cache_k + next, w);
         else
-            decode_query(&t, k + begin, v + begin, k + next, w);
+            decode_queries(&t, k + begin, v + begin, k + next, w, heads);
     }
 }
 
-/* Item h is a query head. Heads that follow each other share the keys that are packed for them, and find
- * those of single rows in a cache. */
+/* How many query heads from h on, of `end`, read their keys together. */
+static int heads_from(const attention_decode *a, int run, int h, int end) {
+    int group = a->NH / a->NKV, left = cpu_min((h / group + 1) * group, end) - h;
+    if (run > FEW_ROWS || a->scale_k) return 1;
+    return (int)cpu_div_up(left, cpu_div_up(left, HEADS));
+}
+
+/* Item h is a query head. Heads that follow each other share the keys that are packed for them, or read
+ * together. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const decode_task *task = p;
     const attention_decode *a = task->op;
@@ -190,18 +267,26 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     for (int n = 0, run; n < a->N; n += run) {
         run = cache_run(a, n, a->N);
         int after = n + run < a->N ? n + run : n, packed = -1;
-        for (int h = (int)begin; h < end; h++) {
+        for (int h = (int)begin, heads; h < end; h += heads) {
             int kv = h / (a->NH / a->NKV);
+            heads = heads_from(a, run, h, (int)end);
             if (run > FEW_ROWS && kv != packed) pack_head(a, &t, n, run, packed = kv, &w);
-            int64_t next = h + 1 < end ? keys_begin(a, n, h + 1) : keys_begin(a, after, (int)begin);
-            decode_run(a, t, n, run, h, next, &w);
+            int64_t next =
+                h + heads < end ? keys_begin(a, n, h + heads) : keys_begin(a, after, (int)begin);
+            decode_run(a, t, n, run, h, heads, next, &w);
         }
     }
     kernel_end();
 }
 
+/* Whole groups of query heads where there are enough of them for all threads to end together. */
+static int heads_of_piece(const gpt_ctx *ctx, const attention_decode *a) {
+    if (a->NKV >= 4 * ctx->n_threads) return a->NH / a->NKV;
+    return (int)cpu_div_up(a->NH, ctx->n_threads);
+}
+
 CPU_OP(attention_decode) {
     decode_task task = {ctx, op};
     cpu_parallel(ctx, cache_store_rows, (void *)op, op->N, 16);
-    cpu_parallel(ctx, decode_heads, &task, op->NH, 1);
+    cpu_parallel(ctx, decode_heads, &task, op->NH, heads_of_piece(ctx, op));
 }
