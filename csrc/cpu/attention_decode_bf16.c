@@ -36,8 +36,8 @@ static inline vf add_pairs(vf sum, const query_number *q, const bf16 *k) {
 
 /* s (n) of each of `heads` heads, TILE_K apart, = q k^T with q (heads, HS), ldq apart. Asks for as many rows of
  * `next`. */
-SPECIALIZED void dot_keys(float *s, const query_number *q, int64_t ldq, const bf16 *k, int n,
-                          int HS, const bf16 *next, int heads) {
+SPECIALIZED void dot_heads(float *s, const query_number *q, int64_t ldq, const bf16 *k, int n,
+                           int HS, const bf16 *next, int heads) {
     for (int j0 = 0; j0 < n; j0 += LANES) {
         vf sums[HEADS][LANES];
         for (int j1 = 0; j1 < LANES; j1 += KEYS) {
@@ -80,8 +80,8 @@ SPECIALIZED void dot_keys(float *s, const query_number *q, int64_t ldq, const bf
 
 /* sum (HS) = shrink sum + p v for each of `heads` heads, whose sums are ld apart and whose p TILE_K: v has n rows.
  * Asks for as many rows of `next`, which is read next. */
-SPECIALIZED void add_values(float *sum, int64_t ld, const float *shrink, const float *p,
-                            const bf16 *v, int n, int HS, const bf16 *next, int heads) {
+SPECIALIZED void add_heads(float *sum, int64_t ld, const float *shrink, const float *p,
+                           const bf16 *v, int n, int HS, const bf16 *next, int heads) {
     int c = 0;
     for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
         vf out[HEADS][AT_ONCE];
@@ -116,9 +116,34 @@ SPECIALIZED void add_values(float *sum, int64_t ld, const float *shrink, const f
     }
 }
 
+/* Each number of heads is a function, so that their sums can be in registers. */
+#define FEW_HEADS_OF(n)                                                                            \
+    __attribute__((noinline)) static void dot_keys_##n(float *s, const query_number *q,            \
+                                                       int64_t ldq, const bf16 *k, int nk, int HS, \
+                                                       const bf16 *next) {                         \
+        if (n <= HEADS) dot_heads(s, q, ldq, k, nk, HS, next, n);                                  \
+    }                                                                                              \
+    __attribute__((noinline)) static void add_values_##n(                                          \
+        float *sum, int64_t ld, const float *shrink, const float *p, const bf16 *v, int nk,        \
+        int HS, const bf16 *next) {                                                                \
+        if (n <= HEADS) add_heads(sum, ld, shrink, p, v, nk, HS, next, n);                         \
+    }
+FEW_HEADS_OF(1)
+FEW_HEADS_OF(2)
+FEW_HEADS_OF(3)
+FEW_HEADS_OF(4)
+
+typedef void dot_keys_fn(float *s, const query_number *q, int64_t ldq, const bf16 *k, int nk,
+                         int HS, const bf16 *next);
+typedef void add_values_fn(float *sum, int64_t ld, const float *shrink, const float *p,
+                           const bf16 *v, int nk, int HS, const bf16 *next);
+static dot_keys_fn *const dot_keys[] = {NULL, dot_keys_1, dot_keys_2, dot_keys_3, dot_keys_4};
+static add_values_fn *const add_values[] = {NULL, add_values_1, add_values_2, add_values_3,
+                                            add_values_4};
+
 /* One query of each of `heads` heads, which follow each other in t->q and t->out. */
-SPECIALIZED void attend(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
-                        buffers *w, int heads) {
+static void decode_queries(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
+                           buffers *w, int heads) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + 1;
     int first = first_seen(t->sight, t->q0);
     float shrink[HEADS];
@@ -136,26 +161,14 @@ SPECIALIZED void attend(const query_tile *t, const bf16 *k, const bf16 *v, const
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
-        dot_keys(w->s, q, ldq, keys, nk, HS, values, heads);
+        dot_keys[heads](w->s, q, ldq, keys, nk, HS, values);
         for (int h = 0; h < heads; h++)
             shrink[h] = softmax_row(w->s + h * TILE_K, nk, nk, t->scoring, &w->max[h], &w->sum[h]);
-        add_values(w->sum_q, HS16, shrink, w->s, values, nk, HS,
-                   k0 + nk < n_keys ? keys + (int64_t)nk * HS : next, heads);
+        add_values[heads](w->sum_q, HS16, shrink, w->s, values, nk, HS,
+                          k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
     }
     for (int h = 0; h < heads; h++)
         round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, 1 / w->sum[h], HS);
-}
-
-static void decode_queries(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
-                           buffers *w, int heads) {
-    if (heads == 1)
-        attend(t, k, v, next, w, 1);
-    else if (heads == 2)
-        attend(t, k, v, next, w, 2);
-    else if (heads < HEADS) /* with AVX-512 */
-        attend(t, k, v, next, w, 3);
-    else
-        attend(t, k, v, next, w, HEADS);
 }
 
 /* ---- int8 ---- */
