@@ -4,168 +4,33 @@
 
 #include <stdbool.h>
 
-/* Asks for the lines of n numbers: what is read here is in no cache, and too short for the hardware
- * to see what comes. */
-static inline void ask_for_row(const bf16 *x, int n) {
-    enum { LINE = 64 / sizeof(bf16) };
-    for (int i = 0; i < n; i += LINE) ask_for(x + i);
-}
-
-/* ---- few queries, whose keys are read too few times for packing to pay ---- */
-
-/* Query heads of one key head that read each of its keys once: so many sums fit the registers. KEYS: read together,
- * so that one sum need not wait for another. AT_ONCE: vectors of channels, for the same reason. */
-enum { HEADS = LANES == 16 ? 4 : 3, KEYS = 4, AT_ONCE = 4 };
-
-#if defined(__AVX512BF16__)
-typedef bf16 query_number; /* pairs are multiplied as they are */
-
-/* sum += the products of LANES pairs. */
-static inline vf add_pairs(vf sum, const query_number *q, const bf16 *k) {
-    __m512i x = _mm512_loadu_si512(q), y = _mm512_loadu_si512(k);
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
-}
-#else
-typedef float query_number;
-
-static inline vf add_pairs(vf sum, const query_number *q, const bf16 *k) {
-    sum += vf_load(q) * vf_get(k, LANES);
-    return sum + vf_load(q + LANES) * vf_get(k + LANES, LANES);
-}
-#endif
-
-/* s (n) of each of `heads` heads, TILE_K apart, = q k^T with q (heads, HS), ldq apart. Asks for as many rows of
- * `next`. */
-SPECIALIZED void dot_heads(float *s, const query_number *q, int64_t ldq, const bf16 *k, int n,
-                           int HS, const bf16 *next, int heads) {
-    for (int j0 = 0; j0 < n; j0 += LANES) {
-        vf sums[HEADS][LANES];
-        for (int j1 = 0; j1 < LANES; j1 += KEYS) {
-            vf sum[KEYS][HEADS];
-            const bf16 *key[KEYS]; /* the last again, where there are no more */
-            UNROLL
-            for (int j = 0; j < KEYS; j++) {
-                int row = cpu_min(j0 + j1 + j, n - 1);
-                key[j] = k + (int64_t)row * HS;
-                ask_for_row(next + (int64_t)row * HS, HS);
-                UNROLL
-                for (int h = 0; h < heads; h++) sum[j][h] = vf_set(0);
-            }
-            int c = 0;
-            for (; c + 2 * LANES <= HS; c += 2 * LANES) {
-                UNROLL
-                for (int j = 0; j < KEYS; j++) {
-                    UNROLL
-                    for (int h = 0; h < heads; h++)
-                        sum[j][h] = add_pairs(sum[j][h], q + h * ldq + c, key[j] + c);
-                }
-            }
-            FOR_LANES (i, m, HS - c) {
-                UNROLL
-                for (int j = 0; j < KEYS; j++) {
-                    UNROLL
-                    for (int h = 0; h < heads; h++)
-                        sum[j][h] += vf_get(q + h * ldq + c + i, m) * vf_get(key[j] + c + i, m);
-                }
-            }
-            UNROLL
-            for (int j = 0; j < KEYS; j++) {
-                UNROLL
-                for (int h = 0; h < heads; h++) sums[h][j1 + j] = sum[j][h];
-            }
-        }
-        for (int h = 0; h < heads; h++) vf_store(s + h * TILE_K + j0, vf_sums(sums[h]));
-    }
-}
-
-/* sum (HS) = shrink sum + p v for each of `heads` heads, whose sums are ld apart and whose p TILE_K: v has n rows.
- * Asks for as many rows of `next`, which is read next. */
-SPECIALIZED void add_heads(float *sum, int64_t ld, const float *shrink, const float *p,
-                           const bf16 *v, int n, int HS, const bf16 *next, int heads) {
-    int c = 0;
-    for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
-        vf out[HEADS][AT_ONCE];
-        UNROLL
-        for (int h = 0; h < heads; h++) {
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++)
-                out[h][i] = vf_load(sum + h * ld + c + i * LANES) * shrink[h];
-        }
-        for (int j = 0; j < n; j++) {
-            const bf16 *row = v + (int64_t)j * HS + c;
-            ask_for_row(next + (int64_t)j * HS + c, AT_ONCE * LANES);
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) {
-                vf value = vf_get(row + i * LANES, LANES);
-                UNROLL
-                for (int h = 0; h < heads; h++) out[h][i] += p[h * TILE_K + j] * value;
-            }
-        }
-        UNROLL
-        for (int h = 0; h < heads; h++) {
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) vf_store(sum + h * ld + c + i * LANES, out[h][i]);
-        }
-    }
-    for (int h = 0; h < heads; h++, sum += ld, p += TILE_K) {
-        FOR_LANES (i, k, HS - c) {
-            vf out = vf_get(sum + c + i, k) * shrink[h];
-            for (int j = 0; j < n; j++) out += p[j] * vf_get(v + (int64_t)j * HS + c + i, k);
-            vf_put(sum + c + i, out, k);
-        }
-    }
-}
-
-/* Each number of heads is a function, so that their sums can be in registers. */
-#define FEW_HEADS_OF(n)                                                                            \
-    __attribute__((noinline)) static void dot_keys_##n(float *s, const query_number *q,            \
-                                                       int64_t ldq, const bf16 *k, int nk, int HS, \
-                                                       const bf16 *next) {                         \
-        if (n <= HEADS) dot_heads(s, q, ldq, k, nk, HS, next, n);                                  \
-    }                                                                                              \
-    __attribute__((noinline)) static void add_values_##n(                                          \
-        float *sum, int64_t ld, const float *shrink, const float *p, const bf16 *v, int nk,        \
-        int HS, const bf16 *next) {                                                                \
-        if (n <= HEADS) add_heads(sum, ld, shrink, p, v, nk, HS, next, n);                         \
-    }
-FEW_HEADS_OF(1)
-FEW_HEADS_OF(2)
-FEW_HEADS_OF(3)
-FEW_HEADS_OF(4)
-
-typedef void dot_keys_fn(float *s, const query_number *q, int64_t ldq, const bf16 *k, int nk,
-                         int HS, const bf16 *next);
-typedef void add_values_fn(float *sum, int64_t ld, const float *shrink, const float *p,
-                           const bf16 *v, int nk, int HS, const bf16 *next);
-static dot_keys_fn *const dot_keys[] = {NULL, dot_keys_1, dot_keys_2, dot_keys_3, dot_keys_4};
-static add_values_fn *const add_values[] = {NULL, add_values_1, add_values_2, add_values_3,
-                                            add_values_4};
-
 /* One query of each of `heads` heads, which follow each other in t->q and t->out. */
 static void decode_queries(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
                            buffers *w, int heads) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + 1;
-    int first = first_seen(t->sight, t->q0);
     float shrink[HEADS];
-    memset(w->sum_q, 0, sizeof(float) * (size_t)heads * (size_t)HS16);
+    few_scores score = {.s = w->s, .lds = TILE_K, .k = {.HS = HS}};
+    few_sums sum = {w->sum_q, shrink, w->s, HS16, TILE_K, {.HS = HS}};
 #if defined(__AVX512BF16__)
-    const query_number *q = t->q;
-    int64_t ldq = HS;
+    score.q = t->q, score.ldq = HS;
 #else
-    query_number *q = w->sum_q + (int64_t)HEADS * HS16; /* widened once for all keys */
-    int64_t ldq = HS16;
+    float *q = w->sum_q + (int64_t)HEADS * HS16; /* widened once for all keys */
+    score.q = q, score.ldq = HS16;
     for (int h = 0; h < heads; h++)
-        FOR_LANES (c, n, HS) vf_put(q + h * ldq + c, vf_get(t->q + h * HS + c, n), n);
+        FOR_LANES (c, n, HS) vf_put(q + h * HS16 + c, vf_get(t->q + h * HS + c, n), n);
 #endif
+    memset(w->sum_q, 0, sizeof(float) * (size_t)heads * (size_t)HS16);
     for (int h = 0; h < heads; h++) w->max[h] = -INFINITY, w->sum[h] = 0;
-    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
-        int nk = cpu_min(TILE_K, n_keys - k0);
-        const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
-        dot_keys[heads](w->s, q, ldq, keys, nk, HS, values);
+    for (int k0 = first_seen(t->sight, t->q0), nk; k0 < n_keys; k0 += nk) {
+        nk = score.k.n = sum.v.n = cpu_min(TILE_K, n_keys - k0);
+        const bf16 *keys = k + (int64_t)k0 * HS, *after = keys + (int64_t)nk * HS;
+        score.k.at = (const char *)keys;
+        score.k.next = sum.v.at = (const char *)(v + (int64_t)k0 * HS);
+        sum.v.next = (const char *)(k0 + nk < n_keys ? after : next);
+        few_score[heads](&score);
         for (int h = 0; h < heads; h++)
             shrink[h] = softmax_row(w->s + h * TILE_K, nk, nk, t->scoring, &w->max[h], &w->sum[h]);
-        add_values[heads](w->sum_q, HS16, shrink, w->s, values, nk, HS,
-                          k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
+        few_sum[heads](&sum);
     }
     for (int h = 0; h < heads; h++)
         round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, 1 / w->sum[h], HS);
@@ -198,12 +63,26 @@ static void pack_int8(buffers *w, const int8_head *x, int first, int n, head_sha
     }
 }
 
-/* One query; the first row of sum_q is its result, the others are free. */
-static void int8_decode_query(const query_tile *t, int8_head head, const int8_t *next, buffers *w) {
-    int HS = t->head.HS;
-    float factor = int8_attend(w->sum_q, t->q, head, t->sight, t->q0, t->scoring, HS, w->s, TILE_K,
-                               w->sum_q + 4 * t->head.HS16, next);
-    round_row(t->out, w->sum_q, factor, HS);
+/* One query of each of `heads` heads. */
+static void int8_decode_queries(const query_tile *t, int8_head head, const int8_t *next, buffers *w,
+                                int heads) {
+    int HS = t->head.HS, HS16 = t->head.HS16;
+    int8_queries o = {.sum = w->sum_q,
+                      .ld = HS16,
+                      .q = t->q,
+                      .head = head,
+                      .sight = t->sight,
+                      .scoring = t->scoring,
+                      .position = t->q0,
+                      .heads = heads,
+                      .HS = HS,
+                      .s = w->s,
+                      .tile = TILE_K,
+                      .memory = w->sum_q + (int64_t)HEADS * HS16,
+                      .next = next};
+    int8_attend(&o);
+    for (int h = 0; h < heads; h++)
+        round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, o.factor[h], HS);
 }
 
 /* ---- a step ---- */
@@ -251,7 +130,7 @@ static void decode_run(const attention_decode *a, query_tile t, int n, int run, 
         if (run > FEW_ROWS)
             forward_tile(&t, w);
         else if (a->scale_k)
-            int8_decode_query(&t, head, (const int8_t *)a->cache_k + next, w);
+            int8_decode_queries(&t, head, (const int8_t *)a->cache_k + next, w, heads);
         else
             decode_queries(&t, k + begin, v + begin, k + next, w, heads);
     }
@@ -260,7 +139,7 @@ static void decode_run(const attention_decode *a, query_tile t, int n, int run, 
 /* How many query heads from h on, of `end`, read their keys together. */
 static int heads_from(const attention_decode *a, int run, int h, int end) {
     int group = a->NH / a->NKV, left = cpu_min((h / group + 1) * group, end) - h;
-    if (run > FEW_ROWS || a->scale_k) return 1;
+    if (run > FEW_ROWS) return 1;
     return (int)cpu_div_up(left, cpu_div_up(left, HEADS));
 }
 

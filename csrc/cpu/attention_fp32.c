@@ -247,9 +247,20 @@ typedef struct decode_task {
 
 /* One query of an int8 cache. */
 static void int8_decode_query(const query_tile *t, const int8_t *next, scratch w) {
-    float factor = int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->scoring, t->HS, w.s,
-                               TILE_K, w.rows, next);
-    FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * factor, k);
+    int8_queries o = {.sum = t->out,
+                      .q = t->q,
+                      .head = t->int8,
+                      .sight = t->sight,
+                      .scoring = t->scoring,
+                      .position = t->q0,
+                      .heads = 1,
+                      .HS = t->HS,
+                      .s = w.s,
+                      .tile = TILE_K,
+                      .memory = w.rows,
+                      .next = next};
+    int8_attend(&o);
+    FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * o.factor[0], k);
 }
 
 /* Item h is a query head. Rows that follow each other in one sequence share a tile. */

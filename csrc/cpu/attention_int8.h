@@ -1,4 +1,4 @@
-/* attention_int8.h: a query's attention to a KV cache in int8, shared by attention_fp32.c and
+/* attention_int8.h: attention of few queries to a KV cache in int8, shared by attention_fp32.c and
  * attention_decode_bf16.c.
  *
  * A key of a head is scale_k k, a value scale_v v, with int8 k and v in [-127, 127] and a float32 scale for each.
@@ -8,15 +8,10 @@
 #define CPU_ATTENTION_INT8_H
 
 #include "cache.h"
+#include "few_queries.h"
 #include "softmax.h"
 
 #include <math.h>
-
-#if defined(__AVX512VNNI__)
-enum { INT8_STEP = 64 }; /* channels at once */
-#else
-enum { INT8_STEP = LANES };
-#endif
 
 /* The keys and values of a head of a sequence, from position 0 on. */
 typedef struct int8_head {
@@ -33,14 +28,6 @@ static inline int8_head int8_head_of(const attention_decode *a, int n, int64_t k
                        a->scale_v + row};
 }
 
-/* n int8 as floats, n <= LANES. */
-static inline vf vf_get_int8(const int8_t *p, int n) {
-    int8_t some[LANES] = {0};
-    if (n == LANES) return __builtin_convertvector(vi_from_bytes(p), vf);
-    for (int i = 0; i < n; i++) some[i] = p[i];
-    return __builtin_convertvector(vi_from_bytes(some), vf);
-}
-
 /* s *= factor, n numbers each. */
 static inline void scale_by(float *s, const float *factor, int n) {
     FOR_LANES (j, k, n) vf_put(s + j, vf_get(s + j, k) * vf_get(factor + j, k), k);
@@ -54,6 +41,8 @@ static inline size_t int8_query_bytes(int HS) {
 /* ---- scores ---- */
 
 #if defined(__AVX512VNNI__)
+
+enum { INT8_STEP = 64 }; /* channels at once */
 
 /* q is about scale (256 upper + lower). Bytes of keys become unsigned by 128 more, for which the sums start
  * with less. */
@@ -111,95 +100,80 @@ static inline vf int8_dot(const int8_query *q, const int8_t *k, int HS) {
     return (vf)_mm512_cvtepi32_ps(upper) * 256.0f + (vf)_mm512_cvtepi32_ps(lower);
 }
 
-#else
-
-typedef struct int8_query {
-    float *q; /* (HS) */
-    float scale;
-} int8_query;
-
-static inline int8_query int8_query_of(const elem *q, int HS, void *memory) {
-    int8_query out = {memory, 1};
-    FOR_LANES (c, k, HS) vf_put(out.q + c, vf_get(q + c, k), k);
-    return out;
-}
-
-static inline vf int8_dot(const int8_query *q, const int8_t *k, int HS) {
-    vf sum = {0};
-    FOR_LANES (c, m, HS) sum += vf_get(q->q + c, m) * vf_get_int8(k + c, m);
-    return sum;
+/* s (n) = scale q k^T without the keys' scales. */
+static inline void int8_dot_keys(float *s, const int8_query *q, few_rows k) {
+    vf sums[LANES];
+    for (int j0 = 0; j0 < k.n; j0 += LANES) {
+        int keys = cpu_min(LANES, k.n - j0);
+        for (int j = 0; j < keys; j++) {
+            sums[j] = int8_dot(q, (const int8_t *)row_at(&k, j0 + j, 0, k.at), k.HS);
+            ask_for_row(&k, j0 + j, 0, k.HS);
+        }
+        for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
+        vf_put(s + j0, vf_sums(sums) * q->scale, keys);
+    }
 }
 
 #endif
 
-/* Asks for the lines of n int8. */
-static inline void ask_for_int8(const int8_t *x, int n) {
-    for (int i = 0; i < n; i += 64) ask_for(x + i);
-}
+/* ---- queries ---- */
 
-/* s (n) = scale q k^T. Asks for as many rows of `next`. */
-static inline void int8_dot_keys(float *s, const int8_query *q, const int8_t *k, const float *scale,
-                                 int n, int HS, const int8_t *next) {
-    vf sums[LANES];
-    for (int j0 = 0; j0 < n; j0 += LANES) {
-        int keys = cpu_min(LANES, n - j0);
-        for (int j = 0; j < keys; j++, k += HS, next += HS) {
-            sums[j] = int8_dot(q, k, HS);
-            ask_for_int8(next, HS);
+/* One query, at a position, of each of `heads` heads that have one key head. */
+typedef struct int8_queries {
+    float *sum;    /* (heads, HS), ld apart: times factor what the heads give */
+    const elem *q; /* (heads, HS) */
+    int8_head head;
+    sight sight;
+    scoring scoring;
+    int position, heads, HS, tile;
+    int64_t ld;
+    float *s;           /* (heads, tile) */
+    void *memory;       /* heads of int8_query_bytes */
+    const int8_t *next; /* the keys that are read next */
+    float factor[HEADS];
+} int8_queries;
+
+static inline void int8_attend(int8_queries *o) {
+    int n_keys = o->position + 1, heads = o->heads, HS = o->HS;
+    float max[HEADS], total[HEADS] = {0}, shrink[HEADS];
+    few_rows keys = {.HS = HS, .is_int8 = 1};
+    few_sums sum = {o->sum, shrink, o->s, o->ld, o->tile, keys};
+#if defined(__AVX512VNNI__)
+    int8_query query[HEADS];
+#else
+    float *q = o->memory;
+    few_scores score = {o->s, q, o->tile, cpu_round_up(HS, 64), keys};
+#endif
+    for (int h = 0; h < heads; h++) {
+        max[h] = -INFINITY;
+        memset(o->sum + h * o->ld, 0, sizeof(float) * (size_t)HS);
+#if defined(__AVX512VNNI__)
+        query[h] = int8_query_of(o->q + h * HS, HS, (char *)o->memory + h * int8_query_bytes(HS));
+#else
+        FOR_LANES (c, k, HS) vf_put(q + h * score.ldq + c, vf_get(o->q + h * HS + c, k), k);
+#endif
+    }
+    for (int k0 = first_seen(o->sight, o->position), nk; k0 < n_keys; k0 += nk) {
+        nk = keys.n = sum.v.n = cpu_min(o->tile, n_keys - k0);
+        const int8_t *key = o->head.k + (int64_t)k0 * HS, *value = o->head.v + (int64_t)k0 * HS;
+        keys.at = (const char *)key;
+        keys.next = sum.v.at = (const char *)value;
+        sum.v.next = (const char *)(k0 + nk < n_keys ? key + (int64_t)nk * HS : o->next);
+#if defined(__AVX512VNNI__)
+        for (int h = 0; h < heads; h++) int8_dot_keys(o->s + h * o->tile, &query[h], keys);
+#else
+        score.k = keys;
+        few_score[heads](&score);
+#endif
+        for (int h = 0; h < heads; h++) {
+            float *s = o->s + h * o->tile;
+            scale_by(s, o->head.scale_k + k0, nk);
+            shrink[h] = softmax_row(s, nk, nk, o->scoring, &max[h], &total[h]);
+            scale_by(s, o->head.scale_v + k0, nk);
         }
-        for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
-        vf_put(s + j0, vf_sums(sums) * q->scale * vf_get(scale + j0, keys), keys);
+        few_sum[heads](&sum);
     }
-}
-
-/* ---- values ---- */
-
-/* sum (HS) = shrink sum + p v: v has n rows. Asks for as many rows of `next`. */
-static inline void int8_add_values(float *sum, float shrink, const float *p, const int8_t *v, int n,
-                                   int HS, const int8_t *next) {
-    enum { AT_ONCE = 4 };
-    int c = 0;
-    for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
-        vf out[AT_ONCE];
-        UNROLL
-        for (int i = 0; i < AT_ONCE; i++) out[i] = vf_load(sum + c + i * LANES) * shrink;
-        for (int j = 0; j < n; j++) {
-            const int8_t *row = v + (int64_t)j * HS + c;
-            ask_for_int8(next + (int64_t)j * HS + c, AT_ONCE * LANES);
-            UNROLL
-            for (int i = 0; i < AT_ONCE; i++) out[i] += p[j] * vf_get_int8(row + i * LANES, LANES);
-        }
-        UNROLL
-        for (int i = 0; i < AT_ONCE; i++) vf_store(sum + c + i * LANES, out[i]);
-    }
-    FOR_LANES (i, k, HS - c) {
-        vf out = vf_get(sum + c + i, k) * shrink;
-        for (int j = 0; j < n; j++) out += p[j] * vf_get_int8(v + (int64_t)j * HS + c + i, k);
-        vf_put(sum + c + i, out, k);
-    }
-}
-
-/* ---- a query ---- */
-
-/* Returns 1 / the sum of exponentials, which multiplies sum (HS), of a query at a position. s has room for
- * `tile` scores, and memory is that of int8_query_bytes. `next` are the keys that are read next. */
-static inline float int8_attend(float *sum, const elem *q, int8_head head, sight sight,
-                                int position, scoring how, int HS, float *s, int tile, void *memory,
-                                const int8_t *next) {
-    int n_keys = position + 1;
-    int8_query query = int8_query_of(q, HS, memory);
-    float max = -INFINITY, total = 0;
-    memset(sum, 0, sizeof(float) * (size_t)HS);
-    for (int k0 = first_seen(sight, position), nk; k0 < n_keys; k0 += nk) {
-        nk = cpu_min(tile, n_keys - k0);
-        const int8_t *keys = head.k + (int64_t)k0 * HS, *values = head.v + (int64_t)k0 * HS;
-        int8_dot_keys(s, &query, keys, head.scale_k + k0, nk, HS, values);
-        float shrink = softmax_row(s, nk, nk, how, &max, &total);
-        scale_by(s, head.scale_v + k0, nk);
-        int8_add_values(sum, shrink, s, values, nk, HS,
-                        k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
-    }
-    return 1 / total;
+    for (int h = 0; h < heads; h++) o->factor[h] = 1 / total[h];
 }
 
 #endif
