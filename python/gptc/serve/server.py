@@ -258,7 +258,7 @@ class Server:
         """/ready is false now; running texts finish, then connections close."""
         service = self.service
         service.ready = False
-        log.info("stopping: %d choices run", service.scheduler.n_running)
+        log.info("stopping: running choices: %d", service.scheduler.n_running)
         loop = asyncio.get_running_loop()
         complete = await loop.run_in_executor(
             None, service.scheduler.close, service.options.drain_seconds
