@@ -127,7 +127,7 @@ static void test_linear(void) {
 static void check_losses(gpt_shape *shape, const void *x, const void *wte, const void *b,
                          const int32_t *targets, double *losses[KINDS]) {
     int N = shape->N, int8 = largest() == 127;
-    for (int exact = 0; exact < 2; exact++) {
+    for (int exact = 0; exact <= test_on_cpu(); exact++) { /* emulated devices lack the memory */
         void *out = device_f32(NULL, N);
         shape->training = exact;
         test_workspace(shape);
@@ -142,7 +142,7 @@ static void check_losses(gpt_shape *shape, const void *x, const void *wte, const
                                                            .C = shape->HS,
                                                            .V = shape->V,
                                                            .Vp = shape->Vp});
-        double *want = losses[!exact || int8 || !test_on_cpu() ? kind(N) : KINDS - 1];
+        double *want = losses[!exact || int8 ? kind(N) : KINDS - 1];
         /* A GPU stores a chunk's logits, which are about as large as the losses, in bf16. */
         EXPECT_CLOSE(exact ? "losses of training" : "losses", read_f32(out, N), want, 1, N,
                      test_on_cpu() ? 1e-5 : 4e-3);
