@@ -242,6 +242,8 @@ typedef struct linear_forward {
     const weight *b; /* as many as w has rows, or NULL */
     int activation;  /* enum gpt_activation */
     int exact;       /* 1: `in` is not rounded to fewer bits, since backward will not either */
+    int add;         /* 1: y += what is there, in pre, or in out where activation is NONE. Where the
+                        table joins_adapters */
     int N, IC, OC;
     /* Where the table joins_adapters, or NULL: lora_forward's work, in the same products. Without dropout
      * and gain, and exact. */

@@ -53,7 +53,7 @@ typedef struct chunk_task {
     float label_smoothing, z_loss;
     float cap;      /* 0: none */
     const float *b; /* or NULL */
-    int C, V, Vp, stride, n_blocks, gradient;
+    int C, V, Vp, stride, n_blocks, gradient, exact;
     int slice, slice_end; /* columns */
 } chunk_task;
 
@@ -68,7 +68,8 @@ static size_t lay_out(chunk_task *a, char *base, int rows) {
                              a->gradient && a->cap > 0 ? (int64_t)sizeof(bf16) * rows * a->stride
                                                        : 0};
     void *places[sizeof bytes / sizeof *bytes];
-    size_t used = a->gradient ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
+    /* An exact product unpacks weights to the start of the workspace. */
+    size_t used = a->gradient || a->exact ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
         places[i] = base ? base + used : NULL;
         used += (size_t)cpu_round_up(bytes[i], 64);
@@ -262,7 +263,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .z_loss = op->z_loss,
                     .cap = op->cap,
                     .b = op->b,
-                    .gradient = dx != NULL};
+                    .gradient = dx != NULL,
+                    .exact = exact};
     lay_out(&a, ctx->workspace, rows);
     for (int row = 0; row < N; row += rows) {
         int n = cpu_min(rows, N - row);

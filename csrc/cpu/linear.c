@@ -28,7 +28,7 @@
         call(GPT_ACT_NONE);                                                                        \
     }
 
-/* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
+/* pre = y + b, with `add` + what is there; out = activation(pre). The activation is a constant where this is inlined. */
 SPECIALIZED void activate_tile(const linear_forward *a, int activation, const float *y,
                                const float *y_twin, int ldy, int row, int rows, int col, int cols) {
     int twin = is_gated(activation) ? a->OC : 0;
@@ -37,13 +37,16 @@ SPECIALIZED void activate_tile(const linear_forward *a, int activation, const fl
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
         elem *out = all_out + (int64_t)(row + r) * a->OC + col;
         elem *pre = all_pre ? all_pre + (int64_t)(row + r) * (a->OC + twin) + col : NULL;
+        const elem *there = !a->add ? NULL : pre ? pre : out;
         if (pre) __builtin_prefetch(pre + cols, 1); /* for the columns after these */
         if (pre && twin) __builtin_prefetch(pre + twin + cols, 1);
         FOR_LANES (c, k, cols) {
             vf x = vf_get(y + c, k), up = {0};
+            if (there) x += vf_get(there + c, k);
             if (bias) x += vf_get(bias + col + c, k);
             if (twin) {
                 up = vf_get(y_twin + c, k);
+                if (there) up += vf_get(there + twin + c, k);
                 if (bias) up += vf_get(bias + twin + col + c, k);
                 if (pre) vf_put(pre + twin + c, up, k);
             }

@@ -96,6 +96,21 @@ static lora_forward lora(const gpt_model *m, const linear_forward *layer, adapte
     return op;
 }
 
+/* Writes the adapter's part of y to where y will be, so that y is rounded once. Added to a y that is rounded, a
+ * part of less than half a unit in its last place would be lost. Returns 1. */
+static int run_before(gpt_model *m, const batch *x, int index, const lora_forward *op) {
+    lora_forward alone = *op;
+    if (op->activation != GPT_ACT_NONE) {
+        alone.out = op->pre;
+        alone.OC = is_gated(op->activation) ? 2 * op->OC : op->OC;
+    }
+    alone.pre = NULL;
+    alone.activation = GPT_ACT_NONE;
+    m->ops->zero(m->ctx, alone.out, m->ops->act_bytes * (size_t)alone.N * (size_t)alone.OC);
+    adapter_run(m, x, index, &alone);
+    return 1;
+}
+
 static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, const act *in,
                    const weight *w, const weight *b, int activation, int IC, int OC) {
     linear_forward op = {.out = out,
@@ -109,9 +124,14 @@ static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, 
                          .IC = IC,
                          .OC = OC};
     lora_forward adapts = lora(m, &op, r);
-    if (x->training && adapter_joins(m, r)) op.lora = &adapts;
+    if (adapter_joins(m, r)) {
+        if (x->training)
+            op.lora = &adapts;
+        else
+            op.add = run_before(m, x, r.index, &adapts);
+    }
     m->ops->linear_forward(m->ctx, &op);
-    if (r.a && !op.lora) adapter_run(m, x, r.index, &adapts);
+    if (r.a && !op.lora && !op.add) adapter_run(m, x, r.index, &adapts);
 }
 
 static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {

@@ -109,6 +109,39 @@ static void check_forward(sizes s, int activation, int use_b) {
     }
 }
 
+/* y added to what is there, and rounded once: to out without an activation, else to pre. */
+static void check_added(sizes s, int activation) {
+    int width = ref_activation_width(activation, s.OC), activates = activation != GPT_ACT_NONE;
+    int64_t out_size = (int64_t)s.N * s.OC, y_size = (int64_t)s.N * width;
+    test_case("added N=%d IC=%d OC=%d %s", s.N, s.IC, s.OC, activation_names[activation]);
+    double *in = random_act((int64_t)s.N * s.IC, 1.0), *b = random_act(width, 1.0);
+    double *w = random_act((int64_t)width * s.IC, 1.5 / sqrt(s.IC));
+    double *there = random_act(y_size, 1.0), *y = host_zeros(y_size), *want = host_zeros(out_size);
+    ref_linear_forward(y, in, w, b, s.N, s.IC, width);
+    for (int64_t i = 0; i < y_size; i++) y[i] += there[i];
+    ref_activation_forward(want, y, activation, s.N, s.OC);
+    EACH_BACKEND {
+        if (!test.ops->joins_adapters) continue;
+        gpt_shape shape = shape_of(s, activation, 0, 0);
+        void *sums = device_act(there, y_size),
+             *out = activates ? device_act(NULL, out_size) : sums;
+        test_workspace(&shape);
+        test.ops->linear_forward(test.ctx,
+                                 &(linear_forward){.out = out,
+                                                   .pre = activates ? sums : NULL,
+                                                   .in = device_act(in, (int64_t)s.N * s.IC),
+                                                   .w = device_weight(w, width, s.IC, width / s.OC),
+                                                   .b = device_bias(b, width),
+                                                   .activation = activation,
+                                                   .add = 1,
+                                                   .N = s.N,
+                                                   .IC = s.IC,
+                                                   .OC = s.OC});
+        EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_tol(5e-6));
+        if (activates) EXPECT_CLOSE("pre", read_act(sums, y_size), y, s.N, width, test_tol(5e-6));
+    }
+}
+
 static void test_forward(void) {
     /* Few rows, in vectors, of more terms than a warp reads at once. */
     for (int N = 1; N < 10; N++)
@@ -123,6 +156,7 @@ static void test_forward(void) {
     for (int i = 0; i < TEST_COUNT(cases); i++) {
         for (int a = i % test_step(3); a < TEST_COUNT(activations); a += test_step(3)) {
             check_forward(cases[i], activations[a], (i + a) % 2);
+            check_added(cases[i], activations[a]);
         }
     }
     for (int a = 0; a < TEST_COUNT(activations); a++) {

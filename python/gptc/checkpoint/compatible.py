@@ -8,6 +8,7 @@ from gptc.checkpoint.find import tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE
+from gptc.data.preparation import check_exists
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer, UsageError
 from gptc.files.words import quoted
 from gptc.formats.model_file import ModelFile
@@ -46,6 +47,7 @@ def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
         return str(known.path)
     if (Path(data) / DATASET_FILE).is_file():
         return data
+    check_exists(data)
     raise GptcError(
         f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
         f"first with: gptc import {quoted(known.path)} --out CKPT, and name CKPT instead"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from gptc.cli.elsewhere import as_typed, instead
 from gptc.files.words import quoted
 
 _WORDS = ("model", "data", "prompt", "preset")  # options whose name is easily left out
@@ -15,15 +18,22 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the command line. UsageError for words that are left."""
         ctx.allow_extra_args = True  # click's error would not say what to type
+        given = list(args)
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if error.possibilities or ctx.resilient_parsing:
+            if ctx.resilient_parsing:
                 raise
-            ctx.fail(f"no option {error.option_name}; {self._usage(ctx)}")
+            name = as_typed(error.option_name, given)
+            ctx.fail(f"no option {name}; {self._other_option(ctx, name, error.possibilities)}")
         if rest and not ctx.resilient_parsing:
             ctx.fail(f"unexpected argument {quoted(rest[0])}; {self._spelling(ctx, rest[0])}")
         return rest
+
+    def _other_option(self, ctx: click.Context, name: str, close: Sequence[str] | None) -> str:
+        known = {known for option in self.params for known in option.opts if known[:1] == "-"}
+        meant = f"did you mean {' or '.join(sorted(close))}?" if close else self._usage(ctx)
+        return instead(name, known) or meant
 
     def _spelling(self, ctx: click.Context, word: str) -> str:
         """The options that a word may belong to, of those that are not given."""

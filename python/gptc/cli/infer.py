@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import secrets
@@ -164,7 +165,7 @@ def infer_command(
     asked = talk.chat and has_prompt
     text = ""
     if asked or not (prompts or asks or conversing):
-        text = _read_prompt(prompt, prompt_file)
+        text = _read_prompt(prompt, prompt_file, as_bytes=raw)
     if model is not None and is_ngrams(model):
         refuse_others(context, TAKEN)
         write_samples(Path(model), text, options, as_json, not no_echo, random_seed)
@@ -433,7 +434,8 @@ def _exclusive(given: dict[str, bool]) -> None:
         raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
 
 
-def _read_prompt(prompt: str | None, file: Path | None) -> str:
+def _read_prompt(prompt: str | None, file: Path | None, as_bytes: bool) -> str:
+    """The prompt. `as_bytes` keeps a byte-order mark."""
     if prompt is not None:
         return prompt
     stdin = file is not None and str(file) == "-"
@@ -449,6 +451,8 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         raise GptcError(f"cannot read the prompt {file}: {error.strerror}") from error
     # A final newline comes from the tool that wrote the file, not from the prompt. Bytes that are
     # not UTF-8 are kept for tokenizers that can express them.
+    if not as_bytes:
+        data = data.removeprefix(codecs.BOM_UTF8)
     return data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
 
 

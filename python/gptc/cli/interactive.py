@@ -49,16 +49,21 @@ def history() -> Iterator[None]:
 def typed(interrupt_ends: bool = False) -> str | None:
     """The next prompt, or None at the end of input. A backslash ends a line that continues.
 
-    Ctrl-C drops what was typed; with `interrupt_ends`, it ends the input where nothing was.
+    Ctrl-C drops what was typed. With `interrupt_ends`, the second in a row where nothing was typed
+    ends the input: the first may be meant for an answer that has just ended.
     """
     lines: list[str] = []
+    warned = False
     while True:
         try:
             line = input(("... " if lines else ">>> ") if is_terminal() else "")
         except KeyboardInterrupt:
             click.echo()
             if interrupt_ends and not lines and not _half_a_line():
-                return None
+                if warned:
+                    return None
+                click.echo("Ctrl-C again, or Ctrl-D, quits.", err=True)
+                warned = True
             lines = []
             continue
         except EOFError:

@@ -175,7 +175,7 @@ def export_command(
             merged(file, adapter) if merge else file,
             to,
             out,
-            dtype=dtype,
+            dtype=dtype.lower() if dtype else None,
             version=file_version,
             debug_state=debug_state,
             replace=force,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from gptc.convert.import_model import WITHOUT_TOKENIZER, open_assuming
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UnknownTokenizer
 from gptc.tokenizer import folder
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.probe import check_tokens
@@ -39,7 +40,9 @@ def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | N
 def _read_back(path: Path) -> list[Tokenizer]:
     """The tokenizers of an export: ours, and that of Hugging Face's files."""
     found = [open_assuming(path).tokenizer()]
-    theirs = folder.read_files(path) if path.is_dir() else None
+    theirs = None
+    with suppress(UnknownTokenizer):  # of characters: only AutoTokenizer reads such a file
+        theirs = folder.read_files(path) if path.is_dir() else None
     return [*found, theirs] if theirs is not None else found
 
 

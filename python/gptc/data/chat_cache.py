@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gptc.data.chat_job import first_row, layout_of, unknown_layout
+from gptc.data.chat_job import layout_of, require_row, unknown_layout
 from gptc.data.dataset import Dataset
 from gptc.data.description import CHATS_VERSION
 from gptc.data.preparation import prepare
@@ -37,12 +37,12 @@ def is_chat_file(name: str) -> bool:
 
 
 def check_rows(name: str) -> None:
-    """GptcError for a file of rows that are neither conversations nor texts."""
+    """GptcError for a file of rows that are neither conversations nor texts, or cannot be read."""
     path, reading = Path(name), Reading()
     if not path.is_file() or is_chat_file(name):
         return
     with suppress(OSError):
-        found = first_row(SourceFile.of(path), reading)
+        found = require_row(SourceFile.of(path), reading)
         if found is not None and reading.text_field not in found[1]:
             raise unknown_layout(*found)
 

@@ -57,14 +57,23 @@ _FORMATS = [(s,) for s in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".zi
 
 def first_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] | None:
     """The place and the fields of the first good row of a file or archive; None without any."""
+    with suppress(GptcError):  # the reader of texts names the fault
+        return require_row(file, reading)
+    return None
+
+
+def require_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] | None:
+    """As `first_row`; GptcError if all rows are bad, and None for a file that is not of rows."""
     if reading.raw or not (suffixes(file.name)[:1] in _FORMATS or is_json(file.name)):
         return None
-    columns = (*COLUMNS, reading.text_field)
-    with suppress(GptcError):  # the reader of texts names the fault
-        rows = objects(file.path, file.name, reading, columns, Tally())
-        for where, row in islice(rows, _MOST_BAD):
-            if not isinstance(row, GptcError):
-                return where, row
+    fault = None
+    rows = objects(file.path, file.name, reading, (*COLUMNS, reading.text_field), Tally())
+    for where, row in islice(rows, _MOST_BAD):
+        if not isinstance(row, GptcError):
+            return where, row
+        fault = fault or row
+    if fault is not None:
+        raise fault
     return None
 
 

@@ -246,6 +246,17 @@ def is_text_file(name_or_path: str) -> bool:
     return name_or_path not in KNOWN_DATASETS and Path(name_or_path).is_file()
 
 
+def check_exists(name_or_path: str) -> None:
+    """GptcError unless a dataset has that name."""
+    path = Path(name_or_path)
+    if name_or_path in KNOWN_DATASETS or path.is_file() or (path / DATASET_FILE).is_file():
+        return
+    raise GptcError(
+        f"no dataset {name_or_path!r}: name a folder made by gptc prepare, a text file, or one of "
+        f"{', '.join(KNOWN_DATASETS)}"
+    )
+
+
 def resolve_dataset(
     name_or_path: str,
     tokenizer: str = "bytes",
@@ -271,11 +282,7 @@ def resolve_dataset(
     if name_or_path in STORIES:
         key["stories"] = _stories_options(stories_bytes, seed)
     elif name_or_path not in KNOWN_DATASETS:
-        if not path.is_file():
-            raise GptcError(
-                f"no dataset {name_or_path!r}: name a folder made by gptc prepare, a text file, or "
-                f"one of {', '.join(KNOWN_DATASETS)}"
-            )
+        check_exists(name_or_path)
         try:
             key["checksum"] = file_checksum(path)
             # The same bytes are another text under a name that is read in another way.

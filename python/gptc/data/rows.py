@@ -289,6 +289,11 @@ def _of_width(fields: Fields, header: list[str], where: str, advice: str) -> Fie
     """The fields, or an error if there are more than in the header: a text was cut."""
     if isinstance(fields, GptcError) or not any(fields[len(header) :]):
         return fields
+    if len(header) == 1 and ";" in header[0]:
+        return GptcError(
+            f"{where}: the header has one column, {header[0]:.100}: separate columns by commas, "
+            "not by semicolons"
+        )
     return GptcError(
         f"{where} has {len(fields)} fields, and the header has {len(header)} (a separator in a "
         f"text: {advice}): repair it, {AS_IT_IS}"

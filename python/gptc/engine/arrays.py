@@ -44,11 +44,12 @@ def number(value: Any, name: str) -> float:
 def as_tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:
     """The values as contiguous int32. GptcError if that would round or wrap any."""
     array = as_array(values, what)
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":
         raise GptcError(f"{what} are {array.dtype}; they must be whole numbers")
     if array.ndim != n_dim or array.size == 0:
         wanted = "(B, T)" if n_dim == 2 else "(N,)"
-        raise GptcError(f"{what} have the shape {array.shape}; it must be {wanted}")
+        each = "" if array.size else ", with one token at least"
+        raise GptcError(f"{what} have the shape {array.shape}; it must be {wanted}{each}")
     ids = np.ascontiguousarray(array, np.int32)
     if array.dtype != np.int32 and not np.array_equal(ids, array):
         raise GptcError(f"{what} hold {array.max()}, outside every vocabulary")

@@ -68,8 +68,10 @@ def make_request(
     """
     if tokenizer is None:
         raise UsageError("the tokenizer is None; load the model's with load_tokenizer(PATH)")
-    if not isinstance(prompt, str) and not _are_tokens(prompt):
-        raise UsageError(f"the prompt is {prompt!r}; it must be one text, or a list of token ids")
+    if isinstance(prompt, bytes) or not (isinstance(prompt, str) or _are_tokens(prompt)):
+        raise UsageError(
+            f"the prompt is {prompt!r:.100}; it must be one text, or a list of token ids"
+        )
     sampling = sampling or Sampling()
     sampling.check()
     texts = TextOptions(**options)

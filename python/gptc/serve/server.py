@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import resource
 import signal
@@ -69,9 +70,10 @@ def check_security(options: ServeOptions) -> list[bytes]:
 
 def _read_keys(path: Path) -> list[bytes]:
     try:
-        lines = [line.strip() for line in read_file(path, "header").splitlines()]
+        data = read_file(path, "header").removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UsageError(f"cannot read the keys in {path}: {error.strerror}") from None
+    lines = [line.strip() for line in data.splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if not keys:
         raise UsageError(f"{path} has no key: write one a line")
@@ -258,7 +260,7 @@ class Server:
         """/ready is false now; running texts finish, then connections close."""
         service = self.service
         service.ready = False
-        log.info("stopping: %d choices run", service.scheduler.n_running)
+        log.info("stopping: running choices: %d", service.scheduler.n_running)
         loop = asyncio.get_running_loop()
         complete = await loop.run_in_executor(
             None, service.scheduler.close, service.options.drain_seconds

@@ -52,6 +52,11 @@ def prepare_preference(setup: Setup, folder: Path, show: Progress) -> Preference
                 split: reference_of(setup.model, pairs, options.batch_size)
                 for split, pairs in splits.items()
             }
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise GptcError(
+                "the answers' log-probabilities by the model before training are not finite: check "
+                f"{options.init_from} with gptc verify, or train in --dtype fp32"
+            )
         _write(path, {"of": of} | {split: values for split, values in found.items() if values.size})
     return Preference(setup.model, loader, val, options, found)
 

@@ -100,7 +100,7 @@ def open_dataset(
         return open_chats(options, known, own, show, resumed=base is not None)
     own_name = None
     if own and known and (name is None or base is not None):
-        own_name = tokenizer_argument(own, known, options.named_data)
+        own_name = tokenizer_argument(own, known, names[0])
     if name is None:
         name = own_name or default_tokenizer(options)
     elif base is not None and not is_kind(name):

@@ -84,7 +84,7 @@ def test_infer_reads_a_prompt_from_files_and_pipes(
     text: str,
 ) -> None:
     file = tmp_path / "prompt.txt"
-    file.write_text(text)
+    file.write_text(text, "utf-8-sig")  # an editor's byte-order mark is not part of a text
     common = ("infer", "-m", saved, "--seed", 4, "--max-tokens", 6, "--json")
     from_file = json.loads(gptc(*common, "--prompt-file", file).out)
     assert from_file["prompt"] == text.removesuffix("\n")

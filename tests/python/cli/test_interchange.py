@@ -26,7 +26,7 @@ def test_the_three_commands(config: Config, tmp_path: Path, gptc: Gptc) -> None:
     ran = gptc("export", "-m", tmp_path / "source", "--to", "gguf", "--out", file)
     assert ran.code == 2
     assert "--force" in ran.err
-    args = ("--to", "gguf", "--dtype", "bf16", "--out", file, "--force", "--json")
+    args = ("--to", "gguf", "--dtype", "BF16", "--out", file, "--force", "--json")
     report = json.loads(gptc("export", "-m", tmp_path / "source", *args).out)
     assert report["files"] == [str(file)]
     assert 0 < report["relative_difference"] < 1e-2

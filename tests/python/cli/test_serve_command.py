@@ -136,7 +136,7 @@ def test_a_signal_ends_it_and_a_taken_port_is_named(saved: Path, number: int, gp
     ran = gptc("serve", "-m", saved, "--port", url.rpartition(":")[2])
     process.send_signal(number)
     errors = ended(process)
-    assert "stopping: 0 choices run" in errors
+    assert "stopping: running choices: 0" in errors
     assert "Traceback" not in errors
     assert (ran.code, "choose another" in ran.err) == (1, True), ran
 

@@ -145,10 +145,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_left_out(tmp_path: Path,
     assert not (tmp_path / "imported" / "gptc_tokenizer.json").exists()
 
 
-def test_characters_are_probed_with_what_they_know(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["hf", "gguf", "llm.c"])
+def test_characters_are_probed_with_what_they_know(tmp_path: Path, to: str) -> None:
     known = CharTokenizer("xyz ")
     assert list(probe(known)) == [" xyz"]
-    assert exported(tmp_path, known, "llm.c").notes == []
+    assert exported(tmp_path, known, to).notes == []
+    if to == "hf":
+        assert open_checkpoint(tmp_path / "out").tokenizer().kind == "char"
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])

@@ -95,6 +95,8 @@ def test_other_json_stays_a_text(tmp_path: Path) -> None:
     [
         ("qa.jsonl", '{"question": "q", "answer": "a"}\n', r"fields question, answer, which no"),
         ("qa.json", '[{"question": "q", "answer": "a"}]', r"row 1 has the fields question, answer"),
+        ("b.jsonl", "not json\n\n{\n", r"b.jsonl: line 1"),
+        ("c.csv", "prompt;completion\na;b, c\n", r"one column, prompt;completion: separate col"),
         ("s.csv", "prompt;completion\na;b\n", r"separated by ; and not by commas\?\): name them"),
     ],
 )
@@ -104,6 +106,6 @@ def test_rows_of_no_layout_are_named_before_a_model_is_tuned(
     (tmp_path / name).write_text(text)
     with pytest.raises(GptcError, match=message):
         check_rows(str(tmp_path / name))
-    for fine in ('{"text": "a"}\n', '{"prompt": "a", "completion": "b"}\n', "not json\n"):
+    for fine in ('{"text": "a"}\n', '{"prompt": "a", "completion": "b"}\n', "\n"):
         (tmp_path / "f.jsonl").write_text(fine)
         check_rows(str(tmp_path / "f.jsonl"))

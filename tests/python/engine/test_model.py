@@ -150,6 +150,7 @@ def test_tokens_of_any_integer_type_mean_the_same(model: Model, kind: Any) -> No
         (np.zeros((2, 12)), "inputs are float64; they must be whole numbers"),
         (np.zeros(12, np.int32), r"inputs have the shape \(12,\); it must be \(B, T\)"),
         (np.zeros((2, 0), np.int32), r"have the shape \(2, 0\)"),
+        (np.zeros(0), r"have the shape \(0,\); it must be \(B, T\), with one token at least"),
         (np.full((2, 12), 2**40), "inputs hold 1099511627776"),
         (np.full((2, 12), 256, np.int32), "token 0 is 256; the vocabulary is 0 to 255"),
         (np.full((2, 12), -1, np.int32), "token 0 is -1"),

@@ -155,6 +155,8 @@ def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
     assert gptc("eval", "-m", file, "--data", data).code == 0
 
     for command in (("train", "--init-from", file), ("eval", "-m", file)):
+        ran = gptc(*command, "--data", tmp_path / "nothing.txt")
+        assert "no dataset '" in ran.err
         for where, words in ((other, "other with char"), (text_file, "is to be prepared with")):
             ran = gptc(*command, "--data", where)
             assert ran.code == 1

@@ -188,7 +188,7 @@ def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) ->
 def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     anything: Any = None
     wrong: Any
-    for wrong in (["a", 3], 5, [1.0], [-1]):
+    for wrong in (["a", 3], 5, [1.0], [-1], b"text"):
         with pytest.raises(UsageError, match="it must be one text, or a list of token ids"):
             generate(writer, tokenizer, wrong)
     with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):

@@ -148,7 +148,9 @@ def test_keys_protect_all_but_pages_and_health(
     own_server: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("# ours\nfirst-key-of-16-and-more\nsecond-key-of-16-and-more\n")
+    keys.write_bytes(b"\xef\xbb\xbf# ours, by an editor that writes a byte-order mark\n")
+    with keys.open("a") as file:
+        file.write("first-key-of-16-and-more\nsecond-key-of-16-and-more\n")
     with own_server(api_key_file=str(keys), cors=("https://ours.org",)) as server:
         url, caplog_level = server.url, caplog.at_level("INFO")
         with caplog_level:

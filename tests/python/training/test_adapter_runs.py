@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import Model
+from gptc import GPTConfig, Model
 from gptc.checkpoint.find import find_checkpoint, open_checkpoint
 from gptc.engine.lora import Lora, targets_named
 from gptc.engine.options import Options, plan_for
@@ -182,3 +182,27 @@ def test_adapters_take_a_small_part_of_the_memory() -> None:
     assert small.total_bytes < full.total_bytes / 3
     assert small.grad_bytes < full.grad_bytes / 15
     assert small.optimizer_bytes < full.optimizer_bytes / 15
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_small_adapters_count_where_outputs_are_rounded(dtype: str) -> None:
+    """A part of an output that is less than half a unit in its last place is not lost."""
+    x = np.random.default_rng(0).integers(0, 96, (2, 32)).astype(np.int32)
+    config = GPTConfig.preset("tiny", vocab_size=96, block_size=32)
+    lora = Lora(4, 8.0, targets_named(config, "all"))
+
+    def changes(dtype: str) -> Any:
+        """What B of 3e-5 changes in the logits, for several signs of it."""
+        options = {"device": "cpu", "threads": 1, "training": True, "max_batch": 2, "seed": 1}
+        with Model.create(config, dtype=dtype, lora=lora, **options) as model:
+            before, found = model.logits(x), []
+            for seed in range(4):
+                signs = np.random.default_rng(seed)
+                for name in (p.name for p in model.trained if p.name.endswith("lora_b")):
+                    b = signs.choice([-3e-5, 3e-5], size=model.get(name).shape)
+                    model.set(name, b.astype(np.float32))
+                found.append(model.logits(x) - before)
+        return np.array(found).ravel()
+
+    expected, got = changes("fp32"), changes(dtype)
+    assert got @ expected == pytest.approx(expected @ expected, rel=0.2)

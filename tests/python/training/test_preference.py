@@ -125,6 +125,20 @@ def test_a_run_prefers_the_chosen_answers(options: dict[str, Any], tmp_path: Pat
     assert "margin of rewards" in (tmp_path / "curves.html").read_text()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_reference_of_rounded_weights_is_the_model(options: dict[str, Any], dtype: str) -> None:
+    train(options | {"steps": 1, "dtype": dtype})
+    assert metrics(options["out"])[0]["train_loss"] == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_a_reference_that_is_not_finite_is_refused(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "reference_of", lambda *_: np.full((1, 2), np.nan))
+    with pytest.raises(GptcError, match="by the model before training are not finite: check"):
+        train(options)
+
+
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_an_interrupted_run_ends_with_the_same_bits(
     options: dict[str, Any], tmp_path: Path, is_lost: bool

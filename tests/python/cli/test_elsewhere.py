@@ -1,0 +1,38 @@
+"""Options of other programs: each answer names an option that some command has."""
+
+from __future__ import annotations
+
+import click
+
+from gptc.cli import COMMANDS, cli
+from gptc.cli.elsewhere import _NAMES, as_typed, instead
+
+
+def _known() -> dict[str, set[str]]:
+    ctx = click.Context(cli)
+    commands = {name: cli.get_command(ctx, name) for name in COMMANDS}
+    return {
+        name: {opt for option in command.params for opt in option.opts}
+        for name, command in commands.items()
+        if command is not None
+    }
+
+
+def test_each_answer_is_an_option() -> None:
+    every = set().union(*_known().values())
+    for name, there in _NAMES.items():
+        assert set(there) <= every, name
+        assert not all(name in known for known in _known().values()), name
+
+
+def test_no_answer_names_an_option_that_the_command_lacks() -> None:
+    for known in _known().values():
+        for name in _NAMES:
+            answer = instead(name, known) or ""
+            assert not answer.startswith("use ") or answer[4:] in known
+
+
+def test_the_whole_word_is_named() -> None:
+    assert as_typed("-n", ["-p", "now", "-ngl", "99"]) == "-ngl"
+    assert as_typed("-n", ["-p", "-5", "-n", "99"]) == "-n"
+    assert as_typed("--temp", ["--temp=1"]) == "--temp"
