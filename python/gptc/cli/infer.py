@@ -434,7 +434,7 @@ def _exclusive(given: dict[str, bool]) -> None:
         raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
 
 
-def _read_prompt(prompt: str | None, file: Path | None, as_bytes: bool) -> str:
+def _read_prompt(prompt: str | None, file: Path | None, as_bytes: bool = False) -> str:
     """The prompt. `as_bytes` keeps a byte-order mark."""
     if prompt is not None:
         return prompt

@@ -212,11 +212,9 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         )
     special = {t: i for i, t in enumerate(tokens) if types[i] in (CONTROL, USER_DEFINED)}
     try:
-        pieces = [
-            t.encode() if types[i] in (CONTROL, USER_DEFINED) else to_bytes(t)
-            for i, t in enumerate(tokens)
-        ]
-        merges = [_merge(line) for line in values.get("merges") or ()]
+        known = {t: to_bytes(t) for t in tokens if t not in special}
+        pieces = [t.encode() if t in special else known[t] for t in tokens]
+        merges = [_merge(line, known) for line in values.get("merges") or ()]
     except ValueError as error:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
     text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
@@ -255,9 +253,9 @@ def _shown(value: Any) -> str:
     return "an array or too long" if isinstance(value, tuple | list) else f"{value!r:.40}"
 
 
-def _merge(line: str) -> tuple[bytes, bytes]:
-    """The two pieces of a merge. ValueError where these are not two."""
+def _merge(line: str, known: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+    """The two pieces of a merge, of which most are `known`. ValueError where these are not two."""
     first, _, second = line.partition(" ")
     if not first or not second:
         raise ValueError(line)
-    return to_bytes(first), to_bytes(second)
+    return known.get(first) or to_bytes(first), known.get(second) or to_bytes(second)

@@ -18,6 +18,10 @@ from gptc.tokenizer.patterns import Cut
 _MAX_MERGING = 1 << 25  # steps; the largest vocabularies take a few times fewer
 
 _CHARACTER_OF = {byte: char for char, byte in byte_characters().items()}
+# Latin-1 has no code for what no byte is written as.
+_LATIN_1_OF = dict.fromkeys(range(256), "\u0100") | {
+    ord(char): chr(byte) for char, byte in byte_characters().items()
+}
 
 
 class ByteLevel(NamedTuple):
@@ -100,8 +104,7 @@ def to_characters(piece: bytes) -> str:
 
 def to_bytes(text: str) -> bytes:
     """The inverse of `to_characters`. ValueError for a text that it cannot make."""
-    byte_of = byte_characters()
     try:
-        return bytes([byte_of[char] for char in text])
-    except KeyError:
+        return text.translate(_LATIN_1_OF).encode("latin-1")
+    except UnicodeEncodeError:
         raise ValueError(text) from None

@@ -47,8 +47,12 @@ def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     """The content of a tokenizer.json of a byte-level vocabulary."""
     pieces, special, cut, _, text = vocabulary
     ids = set(special.values())
-    vocab = {to_characters(p): i for i, p in enumerate(pieces) if i not in ids and p}
-    pairs = [[to_characters(a), to_characters(b)] for a, b in merges_of(vocabulary)]
+    written = {p: to_characters(p) for i, p in enumerate(pieces) if i not in ids and p}
+    vocab = {written[p]: i for i, p in enumerate(pieces) if i not in ids and p}
+    pairs = [
+        [written.get(a) or to_characters(a), written.get(b) or to_characters(b)]
+        for a, b in merges_of(vocabulary)
+    ]
     if vocabulary.merges is None:  # some may be found whole only
         pairs = [[a, b] for a, b in pairs if a in vocab and b in vocab]
     return {

@@ -26,21 +26,28 @@ def read_outline(content: bytes, where: str) -> Any:
 
     "n_pairs" in place of the merges is their number, if each is a pair that one text can hold.
     """
-    parsed = parse_json(content, where, name="entries")
+    return outline_of(parse_json(content, where, name="entries"))
+
+
+def outline_of(parsed: Any) -> Any:
+    """The same, of the parsed text."""
     model = parsed.get("model") if isinstance(parsed, dict) else None
-    if isinstance(model, dict):
-        model.pop("vocab", None)
-        model["n_pairs"] = _n_pairs(model.pop("merges", None))
-    return parsed
+    if not isinstance(model, dict):
+        return parsed
+    kept = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+    return {**parsed, "model": {**kept, "n_pairs": _n_pairs(model.get("merges"))}}
 
 
 def _n_pairs(merges: Any) -> int:
     if not isinstance(merges, list):
         return 0
     for merge in merges:
-        if not isinstance(merge, list) or list(map(type, merge)) != [str, str]:
+        if type(merge) is not list or len(merge) != 2:
             return 0
-        if any(" " in text for text in merge) or merge[0].startswith(_COMMENT):
+        first, second = merge
+        if type(first) is not str or type(second) is not str:
+            return 0
+        if " " in first or " " in second or first.startswith(_COMMENT):
             return 0
     return len(merges)
 

@@ -28,7 +28,7 @@ from gptc.tokenizer.native import (
     is_gpt2s,
     keep_gpt2_vocabulary,
 )
-from gptc.tokenizer.outline import dump_definition
+from gptc.tokenizer.outline import dump_definition, outline_of
 from gptc.tokenizer.patterns import GPT2, Cut
 from gptc.tokenizer.registry import make_tokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, SPACE, USER_DEFINED, Scored, model_proto
@@ -90,9 +90,11 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     one = len(cut.patterns) == 1 and not cut.composes
     if complete and one and in_order and pieces[: len(ranked)] == ranked:
         return TiktokenTokenizer("byte-level", cut.patterns[0], ranked, special)
-    definition = dump_definition(byte_level_definition(vocabulary))
+    definition = byte_level_definition(vocabulary)
+    outline, content = outline_of(definition), dump_definition(definition)
+    del definition  # a few times as large as its text
     try:
-        return HuggingFaceTokenizer(definition, where=where)
+        return HuggingFaceTokenizer(content, where=where, outline=outline)
     except GptcError:
         raise GptcError(
             f"{where} has tokens that no merges of its bytes make: give another with --tokenizer"

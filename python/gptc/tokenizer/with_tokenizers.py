@@ -11,8 +11,8 @@ import numpy as np
 
 from gptc.errors import GptcError, UnknownTokenizer
 from gptc.tokenizer.base import END_OF_TEXT, Tokens, any_of
+from gptc.tokenizer.byte_level import to_bytes
 from gptc.tokenizer.libraries import MOST_IDS, SPARE_IDS, called, check_ids, try_out
-from gptc.tokenizer.native import byte_characters
 from gptc.tokenizer.outline import dump_definition, read_outline, with_joined_merges
 from gptc.tokenizer.pretrained import SPACE, PretrainedTokenizer, read_sentencepiece
 
@@ -118,7 +118,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         read: Callable[[str], bytes]
         if "ByteLevel" in decoder:
-            read = _read_byte_level
+            read = to_bytes
         elif "Metaspace" in decoder or SPACE in decoder or "\\u2581" in decoder:
             read = read_sentencepiece
         else:
@@ -130,7 +130,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         for piece, token in names:
             try:
                 pieces[token] = piece.encode() if token in added else read(piece)
-            except KeyError:
+            except ValueError:
                 pieces[token] = piece.encode()
         return pieces
 
@@ -255,9 +255,3 @@ def _check_normalizer(normalizer: Any, where: str) -> None:
             f"{where} has a normalizer that makes a text up to {growth:,.0f} times as long; gptc "
             f"takes {_MOST_GROWTH}: use another tokenizer"
         )
-
-
-def _read_byte_level(piece: str) -> bytes:
-    """The bytes of a piece of a vocabulary like GPT-2's."""
-    byte_of = byte_characters()
-    return bytes([byte_of[char] for char in piece])

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from gptc.tokenizer.byte_level import to_characters
-from gptc.tokenizer.definition import scored_definition
-from gptc.tokenizer.outline import dump_definition, read_outline, with_joined_merges
+from gptc.tokenizer.byte_level import ByteLevel, to_characters
+from gptc.tokenizer.definition import byte_level_definition, scored_definition
+from gptc.tokenizer.outline import dump_definition, outline_of, read_outline, with_joined_merges
+from gptc.tokenizer.patterns import CUTS, Cut
 from gptc.tokenizer.scored import BYTE, CONTROL, NORMAL, UNKNOWN, Scored
 from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 from pretokenizers import LEVEL
@@ -222,6 +223,18 @@ def test_escapes_in_pairs() -> None:
         data = json.dumps({"model": {"merges": merges}}, ensure_ascii=ascii_only).encode()
         joined = json.loads(with_joined_merges(data, 3))
         assert joined["model"]["merges"] == [" ".join(pair) for pair in merges]
+
+
+@pytest.mark.parametrize("cut", [CUTS[name] for name in sorted(CUTS)])
+def test_the_outline_of_a_definition_is_that_of_its_text(cut: Cut) -> None:
+    pieces = [*(bytes([i]) for i in range(256)), b"ab", b"<s>", b"x y"]
+    merges = [(b"a", b"b"), (b"\xc3", b"\xa9")]
+    level = ByteLevel(pieces, {"<s>": 257, "x y": 258}, cut, merges, frozenset({258}))
+    made = byte_level_definition(level)
+    outline = outline_of(made)
+    assert outline == read_outline(dump_definition(made), "it")
+    assert outline["model"]["n_pairs"] == 2
+    assert "vocab" in made["model"]
 
 
 def test_a_definition_written_in_parts_is_the_same_text() -> None:
