@@ -6,8 +6,9 @@
 #include "cpu.h"
 #include "simd.h"
 
-/* HEADS: whose sums fit the registers; in float32 products of matrices do it, but for int8. KEYS: read together, so
- * that one sum need not wait for another. AT_ONCE: vectors of channels, for the same reason. */
+/* HEADS: query heads that are computed together, as many as have room for their sums in registers. In float32 only int8
+ * caches are read here, a head at a time. KEYS, AT_ONCE: keys, and vectors of channels, whose sums are made together,
+ * so that one need not wait for another. */
 #ifdef CPU_BF16
 enum { HEADS = LANES == 16 ? 4 : 3, KEYS = 4, AT_ONCE = 4 };
 #else
@@ -34,7 +35,7 @@ typedef struct few_rows {
     int n, HS, is_int8;
 } few_rows;
 
-/* Number `i` of row j. */
+/* Where number i of row j is, if row 0 begins at `from`. */
 static inline const char *row_at(const few_rows *r, int j, int i, const char *from) {
     return from + ((int64_t)j * r->HS + i) * (int64_t)(r->is_int8 ? 1 : sizeof(elem));
 }
