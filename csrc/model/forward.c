@@ -97,8 +97,8 @@ static lora_forward lora(const gpt_model *m, const linear_forward *layer, adapte
 }
 
 /* Writes the adapter's part of y to where y will be, so that y is rounded once. Added to a y that is rounded, a
- * part of less than half a unit in its last place would be lost. Returns 1. */
-static int run_before(gpt_model *m, const batch *x, int index, const lora_forward *op) {
+ * part of less than half a unit in its last place would be lost. */
+static void run_before(gpt_model *m, const batch *x, int index, const lora_forward *op) {
     lora_forward alone = *op;
     if (op->activation != GPT_ACT_NONE) {
         alone.out = op->pre;
@@ -108,7 +108,6 @@ static int run_before(gpt_model *m, const batch *x, int index, const lora_forwar
     alone.activation = GPT_ACT_NONE;
     m->ops->zero(m->ctx, alone.out, m->ops->act_bytes * (size_t)alone.N * (size_t)alone.OC);
     adapter_run(m, x, index, &alone);
-    return 1;
 }
 
 static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, const act *in,
@@ -124,11 +123,11 @@ static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, 
                          .IC = IC,
                          .OC = OC};
     lora_forward adapts = lora(m, &op, r);
-    if (adapter_joins(m, r)) {
-        if (x->training)
-            op.lora = &adapts;
-        else
-            op.add = run_before(m, x, r.index, &adapts);
+    if (adapter_joins(m, r) && x->training) {
+        op.lora = &adapts;
+    } else if (adapter_joins(m, r)) {
+        run_before(m, x, r.index, &adapts);
+        op.add = 1;
     }
     m->ops->linear_forward(m->ctx, &op);
     if (r.a && !op.lora && !op.add) adapter_run(m, x, r.index, &adapts);
