@@ -234,6 +234,7 @@ def test_the_outline_of_a_definition_is_that_of_its_text(cut: Cut) -> None:
     outline = outline_of(made)
     assert outline == read_outline(dump_definition(made), "it")
     assert outline["model"]["n_pairs"] == 2
+    assert not {"vocab", "merges"} & outline["model"].keys()
     assert "vocab" in made["model"]
 
 
