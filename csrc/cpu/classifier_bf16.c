@@ -4,6 +4,7 @@
  * exponentials: each relative to the largest of its row within 32 columns, which is kept in float32
  * with the sum. The numbers stored in bf16 are thus between 0 and 1, and one factor for 32 columns makes
  * a gradient of it. The loss itself is of float32 logits. */
+#include "known_rows.h"
 #include "product.h"
 #include "softmax.h"
 
@@ -38,13 +39,16 @@ static int chunk_rows(int N, int C, int Vp, int capped, int frozen) {
 }
 
 typedef struct chunk_task {
-    /* of the chunk; the workspace holds them in this order */
+    int32_t *known; /* (N) the rows with a target; `rows` of them are the chunk's */
+    /* of the chunk; the workspace holds them in this order, after `known` */
     bf16 *dlogits;    /* (n, Vp), rows `stride` apart: exponentials, then gradients */
     float *max, *sum; /* (n, Vp / BLOCK); max becomes the factor of each block */
     float *picked;    /* (n) the target's logit */
     float *dx;        /* (n, C) */
     bf16 *x_panels;
-    bf16 *slopes; /* as dlogits: derivatives of capped logits; NULL without a cap */
+    bf16 *slopes;        /* as dlogits: derivatives of capped logits; NULL without a cap */
+    bf16 *x;             /* (n, C) */
+    const int32_t *rows; /* (n) which they are of the N that follow */
     float *losses;
     const int32_t *targets;
     bf16 *dx_out;
@@ -57,16 +61,18 @@ typedef struct chunk_task {
     int slice, slice_end; /* columns */
 } chunk_task;
 
-static size_t lay_out(chunk_task *a, char *base, int rows) {
+static size_t lay_out(chunk_task *a, char *base, int N, int rows) {
     int64_t blocks = (int64_t)rows * a->n_blocks;
-    const int64_t bytes[] = {a->gradient ? (int64_t)sizeof(bf16) * rows * a->stride : 0,
+    const int64_t bytes[] = {(int64_t)sizeof(int32_t) * N,
+                             a->gradient ? (int64_t)sizeof(bf16) * rows * a->stride : 0,
                              (int64_t)sizeof(float) * blocks,
                              (int64_t)sizeof(float) * blocks,
                              (int64_t)sizeof(float) * rows,
                              a->gradient ? (int64_t)sizeof(float) * rows * a->C : 0,
                              a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0,
                              a->gradient && a->cap > 0 ? (int64_t)sizeof(bf16) * rows * a->stride
-                                                       : 0};
+                                                       : 0,
+                             (int64_t)sizeof(bf16) * rows * a->C};
     void *places[sizeof bytes / sizeof *bytes];
     /* An exact product unpacks weights to the start of the workspace. */
     size_t used = a->gradient || a->exact ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
@@ -74,13 +80,15 @@ static size_t lay_out(chunk_task *a, char *base, int rows) {
         places[i] = base ? base + used : NULL;
         used += (size_t)cpu_round_up(bytes[i], 64);
     }
-    a->dlogits = places[0];
-    a->max = places[1];
-    a->sum = places[2];
-    a->picked = places[3];
-    a->dx = places[4];
-    a->x_panels = places[5];
-    a->slopes = a->gradient && a->cap > 0 ? places[6] : NULL;
+    a->known = places[0];
+    a->dlogits = places[1];
+    a->max = places[2];
+    a->sum = places[3];
+    a->picked = places[4];
+    a->dx = places[5];
+    a->x_panels = places[6];
+    a->slopes = a->gradient && a->cap > 0 ? places[7] : NULL;
+    a->x = places[8];
     return used;
 }
 
@@ -94,7 +102,7 @@ CPU_WORKSPACE(classifier_workspace) {
                     .gradient = shape->training};
     int most =
         most_rows(shape->C, shape->Vp, shape->logit_cap, shape->training && shape->lora_rank > 0);
-    return lay_out(&a, NULL, cpu_min(shape->N, most));
+    return lay_out(&a, NULL, shape->N, cpu_min(shape->N, most));
 }
 
 /* The logits z of a block's products y. */
@@ -126,7 +134,7 @@ static void exponentials(void *p, const float *products, const float *y_twin, in
         const float *y = products + (int64_t)(r - row) * ldy;
         if (a->b) y = biased_block(a, changed, y, col, cols);
         if (a->cap > 0) y = cap_block(a, changed, y, r, col, cols);
-        int target = a->targets[r] - col;
+        int target = a->targets[a->rows[r]] - col;
         if (target >= 0 && target < cols) a->picked[r] = y[target];
         bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->stride + col : NULL;
         vf biggest = vf_set(-INFINITY), sum = {0};
@@ -144,7 +152,7 @@ static void exponentials(void *p, const float *products, const float *y_twin, in
 
 /* The factor of a row's gradient. */
 static float row_scale(const chunk_task *a, int64_t n) {
-    return a->weights ? a->scale * a->weights[n] : a->scale;
+    return a->weights ? a->scale * a->weights[a->rows[n]] : a->scale;
 }
 
 /* The loss of each row from its blocks; with gradient, max becomes the factor of each block's exponentials. */
@@ -154,7 +162,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     int used = (int)cpu_div_up(a->V, BLOCK);
     for (int64_t n = begin; n < end; n++) {
         float *max = a->max + n * a->n_blocks, *sum = a->sum + n * a->n_blocks;
-        int known = a->targets[n] >= 0;
+        int known = a->targets[a->rows[n]] >= 0;
         float m = -INFINITY, total = 0;
         for (int b = 0; b < used; b++) m = max[b] > m ? max[b] : m;
         vf totals = {0};
@@ -165,7 +173,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
         }
         total = vf_sum(totals);
         float log_sum = m + logf(total);
-        a->losses[n] = known ? log_sum - a->picked[n] : 0;
+        a->losses[a->rows[n]] = known ? log_sum - a->picked[n] : 0;
         float factor = known ? row_scale(a, n) * (1 + 2 * a->z_loss * log_sum) / total : 0;
         FOR_LANES (b, k, used) vf_put(max + b, vf_get(max + b, k) * factor, k);
         for (int b = used; b < a->n_blocks; b++) max[b] = 0;
@@ -186,7 +194,7 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
         bf16 *x = a->dlogits + n * a->stride;
         const float *factor = a->max + n * a->n_blocks;
         const bf16 *slopes = a->slopes ? a->slopes + n * a->stride : NULL;
-        int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
+        int target = a->targets[a->rows[n]], here = target >= a->slice && target < a->slice_end;
         float smoothed = target < 0 ? 0 : row_scale(a, n) * a->label_smoothing;
         float everywhere = smoothed / (float)a->V, at_target = 0;
         if (here)
@@ -208,8 +216,10 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
 static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
-    for (int64_t n = begin; n < end; n++)
-        FOR_LANES (c, k, a->C) vf_put(a->dx_out + n * a->C + c, vf_get(a->dx + n * a->C + c, k), k);
+    for (int64_t n = begin; n < end; n++) {
+        bf16 *out = a->dx_out + (int64_t)a->rows[n] * a->C;
+        FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(a->dx + n * a->C + c, k), k);
+    }
 }
 
 static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backward *op,
@@ -250,10 +260,12 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
 /* Without dx: the losses alone. */
 static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     int N = op->N, C = op->C, V = op->V, Vp = op->Vp, capped = op->cap > 0;
-    int rows = cpu_min(N, chunk_rows(N, C, Vp, capped, op->dx && !op->dwte));
-    const bf16 *x = op->x;
-    bf16 *dx = op->dx;
-    chunk_task a = {.C = C,
+    int frozen = op->dx && !op->dwte;
+    chunk_task a = {.losses = op->losses,
+                    .targets = op->targets,
+                    .weights = op->weights,
+                    .dx_out = op->dx,
+                    .C = C,
                     .V = V,
                     .Vp = Vp,
                     .stride = row_stride(Vp),
@@ -263,17 +275,24 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .z_loss = op->z_loss,
                     .cap = op->cap,
                     .b = op->b,
-                    .gradient = dx != NULL,
+                    .gradient = op->dx != NULL,
                     .exact = exact};
-    lay_out(&a, ctx->workspace, rows);
-    for (int row = 0; row < N; row += rows) {
-        int n = cpu_min(rows, N - row);
-        a.losses = op->losses + row;
-        a.targets = op->targets + row;
-        a.weights = op->weights ? op->weights + row : NULL;
-        a.dx_out = dx ? dx + (int64_t)row * C : NULL;
+    lay_out(&a, ctx->workspace, N, cpu_min(N, most_rows(C, Vp, capped, frozen)));
+    int n_known = list_known_rows(a.known, op->losses, op->dx, op->targets, N, C);
+    int rows = cpu_min(n_known, chunk_rows(n_known, C, Vp, capped, frozen));
+    for (int row = 0; row < n_known; row += rows) {
+        int n = cpu_min(rows, n_known - row);
+        a.rows = a.known + row;
+        const bf16 *x = op->x;
+        if (n_known < N) {
+            gather_task gather = {.out = a.x, .x = op->x, .rows = a.rows, .C = C};
+            cpu_parallel(ctx, gather_rows, &gather, n, cpu_grain(ctx, n, 16));
+            x = a.x;
+        } else {
+            x += (int64_t)row * C;
+        }
         product head = {.kind = PRODUCT_NT,
-                        .a = x + (int64_t)row * C,
+                        .a = x,
                         .w = op->wte,
                         .lda = C,
                         .M = n,
@@ -284,7 +303,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                         .epilogue_args = &a};
         cpu_product(ctx, &head);
         cpu_parallel(ctx, finish_rows, &a, n, cpu_grain(ctx, n, 4));
-        if (dx) chunk_gradients(ctx, &a, op, x + (int64_t)row * C, op->add || row > 0, n);
+        if (op->dx) chunk_gradients(ctx, &a, op, x, op->add || row > 0, n);
     }
 }
 

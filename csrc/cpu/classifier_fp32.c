@@ -1,4 +1,5 @@
 /* classifier_fp32.c: the output head fused with softmax cross-entropy, over chunks of rows. */
+#include "known_rows.h"
 #include "product.h"
 #include "softmax.h"
 
@@ -21,14 +22,13 @@ static int chunk_rows(int N, int V) {
     return cpu_min(most_rows(V), (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
-CPU_WORKSPACE(classifier_workspace) {
-    (void)n_threads;
-    return sizeof(float) * (size_t)cpu_min(shape->N, most_rows(shape->V)) *
-           (size_t)logits_stride(shape->V);
-}
-
 typedef struct chunk_task {
-    float *logits, *losses; /* of the chunk */
+    int32_t *known; /* (N) the rows with a target; `rows` of them are the chunk's */
+    /* of the chunk; the workspace holds them in this order, after `known` */
+    float *logits;       /* (n, stride) */
+    float *x;            /* (n, C), then its gradient */
+    const int32_t *rows; /* (n) which they are of the N that follow */
+    float *losses;
     const int32_t *targets;
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
@@ -37,6 +37,23 @@ typedef struct chunk_task {
     const float *b;
     int V, stride, gradient;
 } chunk_task;
+
+static size_t lay_out(chunk_task *a, char *base, int N, int rows, int C) {
+    size_t known = (size_t)cpu_round_up((int64_t)sizeof(int32_t) * N, 64);
+    size_t logits = sizeof(float) * (size_t)rows * (size_t)a->stride;
+    if (base) {
+        a->known = (int32_t *)base;
+        a->logits = (float *)(base + known);
+        a->x = (float *)(base + known + logits);
+    }
+    return known + logits + sizeof(float) * (size_t)rows * (size_t)C;
+}
+
+CPU_WORKSPACE(classifier_workspace) {
+    (void)n_threads;
+    chunk_task a = {.stride = logits_stride(shape->V)};
+    return lay_out(&a, NULL, shape->N, cpu_min(shape->N, most_rows(shape->V)), shape->C);
+}
 
 static float row_max(const float *x, int V) {
     vf biggest = vf_set(x[0]);
@@ -64,9 +81,9 @@ static void capped_gradient(const chunk_task *a, float *x, int target, float max
 static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
-    for (int64_t n = begin; n < end; n++) {
-        float *x = a->logits + n * a->stride;
-        int target = a->targets[n];
+    for (int64_t i = begin; i < end; i++) {
+        float *x = a->logits + i * a->stride;
+        int n = a->rows[i], target = a->targets[n];
         if (target < 0) {
             a->losses[n] = 0;
             if (a->gradient) memset(x, 0, sizeof(float) * (size_t)a->V);
@@ -104,64 +121,92 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
+typedef struct scatter_task {
+    float *out;     /* (N, C); its rows = x */
+    const float *x; /* (n, C) */
+    const int32_t *rows;
+    int C;
+} scatter_task;
+
+static void scatter_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const scatter_task *a = p;
+    for (int64_t i = begin; i < end; i++)
+        memcpy(a->out + (int64_t)a->rows[i] * a->C, a->x + i * a->C, sizeof(float) * (size_t)a->C);
+}
+
+static void chunk_gradients(gpt_ctx *ctx, const chunk_task *a, const classifier_backward *op,
+                            const float *x, float *dx, int add, int n) {
+    product dweight = {.kind = PRODUCT_TN,
+                       .out = op->dwte,
+                       .sums = op->db,
+                       .add = add,
+                       .a = a->logits,
+                       .b = x,
+                       .lda = a->stride,
+                       .ldb = op->C,
+                       .ldo = op->C,
+                       .M = op->V,
+                       .N = op->C,
+                       .K = n};
+    if (op->dwte || op->db) cpu_product(ctx, &dweight);
+    product dinput = {.kind = PRODUCT_NN,
+                      .out = dx,
+                      .a = a->logits,
+                      .w = op->wte,
+                      .lda = a->stride,
+                      .ldb = op->C,
+                      .ldo = op->C,
+                      .M = n,
+                      .N = op->C,
+                      .K = op->V};
+    cpu_product(ctx, &dinput);
+}
+
 /* Without dx: the losses alone. */
 static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
-    int N = op->N, C = op->C, V = op->V, rows = chunk_rows(N, V), stride = logits_stride(V);
-    const float *x = op->x, *wte = op->wte;
+    int N = op->N, C = op->C, V = op->V;
+    const float *x = op->x;
     float *dx = op->dx;
-    float *logits = ctx->workspace;
-    for (int row = 0; row < N; row += rows) {
-        int n = cpu_min(rows, N - row);
-        const float *x_chunk = x + (int64_t)row * C;
+    chunk_task a = {.losses = op->losses,
+                    .targets = op->targets,
+                    .weights = op->weights,
+                    .scale = op->scale,
+                    .label_smoothing = op->label_smoothing,
+                    .z_loss = op->z_loss,
+                    .cap = op->cap,
+                    .b = op->b,
+                    .V = V,
+                    .stride = logits_stride(V),
+                    .gradient = dx != NULL};
+    lay_out(&a, ctx->workspace, N, cpu_min(N, most_rows(V)), C);
+    int n_known = list_known_rows(a.known, op->losses, dx, op->targets, N, C);
+    int rows = chunk_rows(n_known, V), all = n_known == N;
+    for (int row = 0; row < n_known; row += rows) {
+        int n = cpu_min(rows, n_known - row);
+        a.rows = a.known + row;
+        if (!all) {
+            gather_task gather = {.out = a.x, .x = x, .rows = a.rows, .C = C};
+            cpu_parallel(ctx, gather_rows, &gather, n, cpu_grain(ctx, n, 16));
+        }
+        const float *x_chunk = all ? x + (int64_t)row * C : a.x;
         product head = {.kind = PRODUCT_NT,
-                        .out = logits,
+                        .out = a.logits,
                         .a = x_chunk,
-                        .w = wte,
+                        .w = op->wte,
                         .lda = C,
                         .ldb = C,
-                        .ldo = stride,
+                        .ldo = a.stride,
                         .M = n,
                         .N = V,
                         .K = C};
         cpu_product(ctx, &head);
-        chunk_task args = {.logits = logits,
-                           .losses = op->losses + row,
-                           .targets = op->targets + row,
-                           .weights = op->weights ? op->weights + row : NULL,
-                           .scale = op->scale,
-                           .label_smoothing = op->label_smoothing,
-                           .z_loss = op->z_loss,
-                           .cap = op->cap,
-                           .b = op->b,
-                           .V = V,
-                           .stride = stride,
-                           .gradient = dx != NULL};
-        cpu_parallel(ctx, softmax_rows, &args, n, cpu_grain(ctx, n, 1));
+        cpu_parallel(ctx, softmax_rows, &a, n, cpu_grain(ctx, n, 1));
         if (!dx) continue;
-        product dinput = {.kind = PRODUCT_NN,
-                          .out = dx + (int64_t)row * C,
-                          .a = logits,
-                          .w = wte,
-                          .lda = stride,
-                          .ldb = C,
-                          .ldo = C,
-                          .M = n,
-                          .N = C,
-                          .K = V};
-        cpu_product(ctx, &dinput);
-        product dweight = {.kind = PRODUCT_TN,
-                           .out = op->dwte,
-                           .sums = op->db,
-                           .add = op->add || row > 0,
-                           .a = logits,
-                           .b = x_chunk,
-                           .lda = stride,
-                           .ldb = C,
-                           .ldo = C,
-                           .M = V,
-                           .N = C,
-                           .K = n};
-        if (op->dwte || op->db) cpu_product(ctx, &dweight);
+        chunk_gradients(ctx, &a, op, x_chunk, all ? dx + (int64_t)row * C : a.x, op->add || row > 0,
+                        n);
+        scatter_task scatter = {.out = dx, .x = a.x, .rows = a.rows, .C = C};
+        if (!all) cpu_parallel(ctx, scatter_rows, &scatter, n, cpu_grain(ctx, n, 16));
     }
 }
 
