@@ -61,6 +61,15 @@ class GptcError(Exception):
         super().__init__(printable(message))
 
 
+def half_a_pair(error: UnicodeEncodeError) -> str:
+    """The character of a text that UTF-8 cannot express, and what to do about it."""
+    code = ord(error.object[error.start])
+    return (
+        f"U+{code:04X}, half of a surrogate pair or a byte that is not UTF-8: give the whole "
+        "character"
+    )
+
+
 class Uncopied:
     """An object that owns memory of a library or an open file: a copy would free it twice."""
 

@@ -10,7 +10,6 @@ of type and range, and a row of docs/options.md.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gptc.errors import UsageError
+from gptc.files.elsewhere import meant
 from gptc.files.limits import read_any
 from gptc.files.sizes import parse_size
 from gptc.files.values import is_finite
@@ -214,8 +214,8 @@ def check_types(cls: type, given: Mapping[str, Any]) -> None:
     known = declared(cls)
     for name, value in given.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {spelled(close[0])}?" if close else ""
+            close = meant(name, known)
+            hint = f"; did you mean {spelled(close)}?" if close else ""
             raise UsageError(f"unknown option {spelled(name)!r}{hint}")
         known[name].check_type(value, spelled(name))
 

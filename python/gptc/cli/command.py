@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from gptc.cli.elsewhere import as_typed, instead
+from gptc.files.elsewhere import as_typed, instead
 from gptc.files.words import quoted
 
 _WORDS = ("model", "data", "prompt", "preset")  # options whose name is easily left out

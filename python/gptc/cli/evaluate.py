@@ -19,7 +19,7 @@ from gptc.cli.params import COUNT
 from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.cli.tasks import given_for_code, run_tasks
 from gptc.data.options import TEXT_PACKING
-from gptc.engine.options import CacheOptions, DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions, check_device
 from gptc.errors import GptcError, UsageError
 from gptc.generation.options import Sampling
 
@@ -190,6 +190,7 @@ def _check_tasks(world: World, params: dict[str, Any]) -> None:
     """GptcError for ranks, UsageError for an option of a loss: --task has neither."""
     if world.size > 1:
         raise world.refusal("--task asks its questions in one process: leave out mpirun")
+    check_device(params["device"])
     for name in ("data", "split", "quantize", "ngram", "stride", "batches", "seq_len", "packing"):
         if params[name]:
             flag = "--" + name.replace("_", "-")
@@ -199,6 +200,7 @@ def _check_tasks(world: World, params: dict[str, Any]) -> None:
 def _check(world: World, device: str, ngram: int | None, split: str) -> None:
     """GptcError for a device that ranks cannot share, UsageError for --ngram on what it counts."""
     world.check_device(device, "evaluate")
+    check_device(device)
     if ngram and split != "val":
         raise UsageError(
             f"--ngram counts the training split, which --split {split} contains: use --split val"

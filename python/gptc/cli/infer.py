@@ -20,7 +20,7 @@ import click
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT, draft_option, model_option, quantize_option
 from gptc.cli.ranks import agreed_model, agreed_threads
-from gptc.engine.options import CacheOptions, DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions, check_device
 from gptc.errors import GptcError, UsageError
 from gptc.files.limits import limit, read_any, refuse
 from gptc.generation.options import (
@@ -232,6 +232,7 @@ def _checked(
     conversing = talk.chat or talk.messages is not None
     if world.size > 1:
         _check_ranks(world, params["prompts"], params["device"])
+    check_device(params["device"])
     outputs = {"--json": params["as_json"], "--raw": params["raw"], "--prompts": by_line}
     _check_outputs(outputs, given)
     as_json = params["as_json"] or by_line
@@ -358,6 +359,7 @@ def _options(given: dict[str, Any], stop: tuple[str, ...]) -> dict[str, Any]:
             from gptc.generation.constraint import check_pattern
 
             check_pattern(kind, texts[kind])
+    TextOptions(**texts).check()
     return {**texts, "sampling": sampling}
 
 

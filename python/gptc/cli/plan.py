@@ -68,7 +68,7 @@ def plan_command(
     steps.
     """
     from gptc.checkpoint.names import ROOT
-    from gptc.engine.options import Options
+    from gptc.engine.options import check_device
     from gptc.files.process import age_s
     from gptc.training import cluster
     from gptc.training.folder import default_name
@@ -87,7 +87,7 @@ def plan_command(
     check_ranks(options, ranks or 1)
     for note in without_effect(options, ranks or 1):
         show.note(note)
-    Options(options.device).resolved()  # fail on a missing device before preparing data
+    check_device(options.device)  # before data is prepared
     before_s = age_s()
     rates = None
     if find_lr is not None:

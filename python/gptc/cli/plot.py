@@ -73,6 +73,9 @@ def plot_command(
         except GptcError as error:
             show(f"note: no comparison with n-grams: {error}")
     draw(curves, out, x, gains)
+    told = [f"wrote {out}"]
     for run in curves:
-        replay(run, names, show)
-    click.echo(f"wrote {out}")
+        for name in replay(run, names, show):
+            is_folder = name == "tensorboard"
+            told.append(f"wrote {run.folder / name}" if is_folder else f"sent {run.name} to {name}")
+    click.echo("\n".join(told))

@@ -15,7 +15,7 @@ import click
 
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import draft_option, model_option, quantize_option
-from gptc.engine.options import CacheOptions, DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions, check_device
 from gptc.errors import GptcError
 from gptc.files.words import amount, pip_install
 from gptc.serve.options import ServeOptions
@@ -76,6 +76,7 @@ def serve_command(
     SIGTERM it lets running texts finish.
     """
     options = _options(config, given)
+    check_device(device)
     _check_packages()
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.checkpoint.merged import AdapterSet, parse_adapters

@@ -68,6 +68,12 @@ class CacheOptions:
     )
 
 
+def check_device(device: str) -> None:
+    """EngineError for a GPU that is asked for and missing, before files are read for it."""
+    if device == "cuda":
+        Options(device).resolved()
+
+
 @dataclass(frozen=True)
 class Options:
     """The device, dtype and largest sizes of a model.

@@ -12,7 +12,7 @@ def parse_size(text: str) -> int:
     """The whole number in `text`, with or without a suffix. ValueError for any other text."""
     found = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?([KMGT]I?)?", text.strip().upper())
     if not found:
-        raise ValueError(f"{text!r} is not a size such as 300, 64K, 1.5M or 2G")
+        raise ValueError(f"{text!r} is not a whole number such as 300, 64K, 1.5M or 2G")
     whole, digits, suffix = found[1], found[2] or "", found[3] or ""
     factor = (_FACTORS | _BINARY_FACTORS)[suffix]
     # Whole numbers throughout: a float would round large sizes.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gptc.errors import DeadEnd, GptcError, Uncopied, UsageError
+from gptc.errors import DeadEnd, GptcError, Uncopied, UsageError, half_a_pair
 from gptc.files.limits import limit, refuse
 from gptc.files.words import pip_install
 from gptc.generation import gbnf
@@ -257,8 +257,7 @@ def _lark(kind: str, text: str) -> str:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"character {error.start} of the {_named(kind)} is U+{ord(text[error.start]):04X}, "
-            "half of a surrogate pair; give the whole character"
+            f"character {error.start} of the {_named(kind)} is {half_a_pair(error)}"
         ) from None
     if size > limit("pattern"):
         raise refuse(f"the {_named(kind)} of {size:,} bytes", "pattern", "simplify it")

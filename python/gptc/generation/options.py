@@ -126,8 +126,10 @@ class TextOptions:
         return {name: text for name, text in given.items() if text is not None}
 
     def check(self) -> None:
-        """Raises UsageError for a value outside its range."""
+        """Raises UsageError for a value outside its range, or an empty stop string."""
         check(self)
+        if "" in self.stop:
+            raise UsageError("a stop string is empty: leave it out")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError
+from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError, half_a_pair
+from gptc.files.elsewhere import meant
 from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
     MOST_TOP,
@@ -76,7 +77,6 @@ def make_request(
     sampling.check()
     texts = TextOptions(**options)
     texts.check()
-    StopFilter(texts.stop)
     for token, _ in sampling.bias:
         if not 0 <= token < tokenizer.vocab_size:
             raise UsageError(
@@ -104,8 +104,10 @@ def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
         options = {**options, "stop": (options["stop"],)}
     for name, value in options.items():
         if name not in drawing and name not in writing:
-            known = ", ".join([*writing, *drawing])
-            raise UsageError(f"unknown option {name!r}; known: {known}")
+            known = [*writing, *drawing]
+            close = meant(name, known)
+            hint = f"did you mean {close}?" if close else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown option {name!r}; {hint}")
         if name != "json_schema" or not isinstance(value, dict | bool):
             plain = value.item() if isinstance(value, np.generic) else value
             (drawing | writing)[name].check_type(plain, name)
@@ -163,8 +165,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
             tokens = tokenizer.encode_raw(text.encode("utf-8", "surrogateescape"))
         except UnicodeEncodeError as error:
             raise GptcError(
-                f"character {error.start} of the prompt is U+{ord(text[error.start]):04X}, half of "
-                "a surrogate pair; give the whole character"
+                f"character {error.start} of the prompt is {half_a_pair(error)}"
             ) from None
     else:
         tokens = tokenizer.encode(text)

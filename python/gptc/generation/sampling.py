@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray
-from gptc.errors import UsageError
 from gptc.generation.options import Sampling
 
 if TYPE_CHECKING:
@@ -138,8 +137,6 @@ class StopFilter:
     """Passes text on up to a stop string, and holds back a possible start of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
-        if any(not word for word in stop):
-            raise UsageError("a stop string is empty: leave it out")
         self.stop = tuple(stop)
         self.stopped = False
         self._held = ""

@@ -5,12 +5,13 @@ The same tables make the OpenAPI document, so that it cannot promise something e
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from gptc.errors import half_a_pair
+from gptc.files.elsewhere import meant
 from gptc.files.values import is_finite
 from gptc.serve.problems import BadRequest
 
@@ -40,8 +41,8 @@ def check_fields(fields: Mapping[str, Schema], body: Any) -> dict[str, Any]:
         raise BadRequest(f"the body is {_shown(body)}; it must be an object")
     for name in body:
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields)}"
+            close = meant(name, fields)
+            hint = f"; did you mean {close}?" if close else f"; known: {', '.join(fields)}"
             raise BadRequest(f"{name!r:.{_SHOWN}} is not a field{hint}", param=name[:_SHOWN])
     for name, schema in fields.items():
         if body.get(name) is not None:
@@ -57,11 +58,7 @@ def _check_text(value: Any, name: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        raise BadRequest(
-            f"{name} has U+{code:04X}, half of a surrogate pair; give the whole character",
-            param=name,
-        ) from None
+        raise BadRequest(f"{name} has {half_a_pair(error)}", param=name) from None
     except RecursionError:
         raise BadRequest(f"{name} is nested too deeply", param=name) from None
 

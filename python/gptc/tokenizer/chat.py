@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gptc.errors import GptcError, UsageError
+from gptc.errors import GptcError, UsageError, half_a_pair
 from gptc.files.bounded import Fault
 from gptc.files.limits import limit, refuse
 from gptc.files.values import MOST_DEEP, nests_deeply
@@ -85,10 +85,7 @@ def chat_prompt(
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the conversation has U+{ord(text[error.start]):04X}, half of a surrogate pair or a "
-            "byte that is not UTF-8: give whole characters"
-        ) from None
+        raise UsageError(f"the conversation has {half_a_pair(error)}") from None
     if continue_final_message:
         text = _before_end(text, end)
     return [int(id) for id in tokenizer.encode_parts(list(parts_of(text, names, mark)))]

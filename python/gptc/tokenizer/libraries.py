@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, half_a_pair
 from gptc.files.bounded import Fault, run_bounded
 from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
@@ -46,6 +46,22 @@ def called(where: str, advice: str = "use another tokenizer") -> Iterator[None]:
             raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise GptcError(f"{where} fails in its library ({why:.300}): {advice}") from None
+
+
+@contextmanager
+def called_for(text: str) -> Iterator[None]:
+    """As `called`, for the library that encodes a text."""
+    try:
+        with called(f"a text of {len(text):,} characters"):
+            yield
+    except GptcError:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # of which libraries say little
+            raise GptcError(
+                f"character {error.start} of the text is {half_a_pair(error)}"
+            ) from None
+        raise
 
 
 def check_ids(ids: list[int], where: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, half_a_pair
 from gptc.files.download import download
 from gptc.files.limits import read_file
 from gptc.files.paths import cache_folder
@@ -27,7 +27,7 @@ from gptc.files.whole import write_file
 from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
 from gptc.tokenizer.cutting import before_space
-from gptc.tokenizer.libraries import called
+from gptc.tokenizer.libraries import called, called_for
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
 
 # The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
@@ -56,10 +56,9 @@ class ByteTokenizer(Tokenizer):
         try:
             # Bytes of a command line that are not UTF-8 arrive as surrogate escapes.
             return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
-        except UnicodeEncodeError as e:
+        except UnicodeEncodeError as error:
             raise GptcError(
-                f"character {e.start} of the text is half of a surrogate pair, which has no bytes: "
-                "remove it"
+                f"character {error.start} of the text is {half_a_pair(error)}"
             ) from None
 
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
@@ -180,12 +179,12 @@ class BpeTokenizer(Tokenizer):
         return cls([piece for piece in pieces if len(piece) > 1])
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
-        with called(f"a text of {len(text):,} characters"):
+        with called_for(text):
             tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)
 
     def _encode_text(self, text: str, continued: bool) -> Sequence[int]:
-        with called(f"a text of {len(text):,} characters"):
+        with called_for(text):
             ids: list[int] = self.encoding.encode_ordinary(text)
         return ids
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 from gptc.tokenizer.cutting import checked_cut
-from gptc.tokenizer.libraries import called
+from gptc.tokenizer.libraries import called_for
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.utf8 import decode_utf8
 
@@ -32,7 +32,7 @@ class PretrainedTokenizer(Tokenizer):
             if i and self.end_of_text is not None:
                 ids.append(self.end_of_text)
             if part:
-                with called(f"a text of {len(part):,} characters"):
+                with called_for(part):
                     ids += self._encode_rest(part) if continued and not i else self._encode(part)
         return np.asarray(ids, dtype=np.int32)
 
@@ -51,7 +51,7 @@ class PretrainedTokenizer(Tokenizer):
         return self.encode(decode_utf8(data), continued)
 
     def _encode_text(self, text: str, continued: bool) -> Sequence[int]:
-        with called(f"a text of {len(text):,} characters"):
+        with called_for(text):
             return self._encode(text) if text else []
 
     def _encode(self, text: str) -> Sequence[int]:

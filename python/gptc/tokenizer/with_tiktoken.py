@@ -10,7 +10,7 @@ import numpy as np
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokens
-from gptc.tokenizer.libraries import called, check_ids, remember, try_out
+from gptc.tokenizer.libraries import called, called_for, check_ids, remember, try_out
 from gptc.tokenizer.patterns import SAFE
 from gptc.tokenizer.pretrained import PretrainedTokenizer
 
@@ -76,7 +76,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         return cls(name, encoding._pat_str, [piece for piece, _ in ranked], special)
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
-        with called(f"a text of {len(text):,} characters"):
+        with called_for(text):
             tokens = self.encoding.encode_to_numpy(
                 text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()
             )

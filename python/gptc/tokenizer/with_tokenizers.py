@@ -12,7 +12,7 @@ import numpy as np
 from gptc.errors import GptcError, UnknownTokenizer
 from gptc.tokenizer.base import END_OF_TEXT, Tokens, any_of
 from gptc.tokenizer.byte_level import to_bytes
-from gptc.tokenizer.libraries import MOST_IDS, SPARE_IDS, called, check_ids, try_out
+from gptc.tokenizer.libraries import MOST_IDS, SPARE_IDS, called, called_for, check_ids, try_out
 from gptc.tokenizer.outline import dump_definition, read_outline, with_joined_merges
 from gptc.tokenizer.pretrained import SPACE, PretrainedTokenizer, read_sentencepiece
 
@@ -145,7 +145,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         plain = not any(isinstance(part, str) and spelled.search(part) for part in parts)
         tokenizer, hidden = (self._tokenizer, names) if plain else self._hidden(names)
         text = "".join(hidden[part] if isinstance(part, int) else part for part in parts)
-        with called(f"a text of {len(text):,} characters"):
+        with called_for(text):
             ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return np.asarray(ids, dtype=np.int32)
 

@@ -25,7 +25,7 @@ from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import find_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG
 from gptc.checkpoint.reader import Checkpoint
-from gptc.engine.options import Options
+from gptc.engine.options import check_device
 from gptc.engine.world import World, join
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import DAY_S, duration, plural, quoted
@@ -162,7 +162,7 @@ class Run:
 
     def _checked(self, options: TrainOptions, base: Checkpoint | None) -> Path | None:
         """The folder that was asked for, after checks that need no data."""
-        Options(options.device).resolved()  # fail on a missing device before preparing data
+        check_device(options.device)  # before data is prepared
         check_options(options, self.world)
         for name in options.trackers:
             find_package(name)

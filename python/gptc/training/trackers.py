@@ -79,6 +79,8 @@ class Trackers:
 
     def __init__(self, writers: dict[str, Writer], note: Callable[[str], object]) -> None:
         self._writers, self._note = writers, note
+        self.complete: list[str] = []
+        """After the end, the names of those that have got everything."""
 
     def __enter__(self) -> Trackers:
         return self
@@ -98,6 +100,7 @@ class Trackers:
     def close(self) -> None:
         """Ends each."""
         self._each(lambda writer: writer.close())
+        self.complete += self._writers
         self._writers = {}
 
     def _each(self, call: Callable[[Writer], object]) -> None:
@@ -152,8 +155,8 @@ def check_replay(run: Curves, names: Sequence[str]) -> None:
         )
 
 
-def replay(run: Curves, names: Sequence[str], note: Callable[[str], object]) -> None:
-    """Writes a run that is there for these trackers, step by step."""
+def replay(run: Curves, names: Sequence[str], note: Callable[[str], object]) -> list[str]:
+    """Writes a run that is there, step by step; returns the trackers that have all of it."""
     options = (run.trainer or {}).get("options", {})
     texts = [(sample["step"], sample["text"]) for sample in run.samples]
     with open_trackers(names, run.name, run.folder, options, note) as out:
@@ -161,6 +164,7 @@ def replay(run: Curves, names: Sequence[str], note: Callable[[str], object]) -> 
             out.record(record)
             while texts and texts[0][0] <= record["step"]:
                 out.sample(*texts.pop(0))
+    return out.complete
 
 
 def _line(error: Exception) -> str:

@@ -27,7 +27,7 @@ Gptc = Callable[..., Any]
         (["chat", "-m", "x"], 2, "unknown command 'chat'; use gptc infer -m MODEL --chat"),
         (["frobnicate"], 2, "unknown command 'frobnicate'; known: prepare, train"),
         (["train", "--stpes", "3"], 2, "--steps"),
-        (["train", "--steps", "few"], 2, "'few' is not a size"),
+        (["train", "--steps", "few"], 2, "'few' is not a whole number"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
         (["train", "--threads", "-1"], 2, "-1 is less than 0"),
         (["train", "--threads", "10000"], 2, "--threads is 10000; it must be between 0 and"),

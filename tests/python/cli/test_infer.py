@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gptc import Model
+from gptc.engine import library
 from gptc.generation.decoder import Generation, generate
 from gptc.generation.options import Sampling
 from gptc.tokenizer.base import Tokenizer
@@ -42,6 +43,32 @@ def test_the_continuation_alone(gptc: Callable[..., Any], saved: Path) -> None:
         2,
         "gptc: error: --no-echo and --json or --prompts exclude each other: give one of them",
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("infer", "--device", "cuda"), "no GPU is here"),
+        (("infer", "--chat", "--device", "cuda"), "no GPU is here"),
+        (("eval", "--device", "cuda"), "no GPU is here"),
+        (("eval", "--task", "stories", "--device", "cuda"), "no GPU is here"),
+        (("serve", "--device", "cuda"), "no GPU is here"),
+        (("infer", "--stop", ""), "a stop string is empty: leave it out"),
+        (("infer", "--chat", "--stop", ""), "a stop string is empty: leave it out"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_read(
+    gptc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    arguments: tuple[str, ...], says: str,
+) -> None:  # fmt: skip
+    """A large vocabulary alone takes seconds."""
+    missing = library.gpu()._replace(problem="no GPU is here")
+    monkeypatch.setattr(library, "gpu", lambda: missing)
+    if arguments[0] == "serve":
+        pytest.importorskip("starlette", reason="pip install '.[serve]'")
+    ran = gptc(*arguments, "-m", tmp_path / "nothing")
+    assert ran.code in (1, 2)
+    assert says in ran.err
 
 
 def test_stop_strings_may_hold_a_line_end(gptc: Callable[..., Any], saved: Path) -> None:

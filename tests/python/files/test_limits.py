@@ -406,7 +406,7 @@ def test_the_override(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limit("row") == 32 << 20
     monkeypatch.setenv("GPTC_LIMITS", "row=64M, page=2Gi")
     assert (limit("row"), limit("page"), limit("fields")) == (64 * 10**6, 2 << 30, 1_000_000)
-    for wrong, why in (("rows=1", "'rows' is not one of row, "), ("row", "not a size")):
+    for wrong, why in (("rows=1", "'rows' is not one of row, "), ("row", "not a whole number")):
         monkeypatch.setenv("GPTC_LIMITS", wrong)
         with pytest.raises(UsageError, match=why):
             limit("row")

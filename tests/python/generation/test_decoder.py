@@ -193,10 +193,11 @@ def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path
             generate(writer, tokenizer, wrong)
     with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):
         generate(writer, anything, "a")
-    with pytest.raises(
-        UsageError, match=r"unknown option 'max_new_tokens'; known: max_tokens, num_samples"
-    ):
-        generate(writer, tokenizer, "a", max_new_tokens=3)
+    with pytest.raises(UsageError, match=r"unknown option 'device'; known: max_tokens, num_sam"):
+        generate(writer, tokenizer, "a", device=3)
+    for there, here in (("max_length", "max_tokens"), ("temp", "temperature"), ("topk", "top_k")):
+        with pytest.raises(UsageError, match=f"unknown option '{there}'; did you mean {here}[?]"):
+            generate(writer, tokenizer, "a", **{there: 3})
     name: Any = "tiny"
     with pytest.raises(UsageError, match="it must be a GPTConfig, such as"):
         Model.create(name)

@@ -17,7 +17,7 @@ from gptc.tokenizer import native as module
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer, Gpt2Tokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
-from vocabularies import assert_cut_is_exact, gpt2_folder, needs_gpt2
+from vocabularies import assert_cut_is_exact, byte_level, gpt2_folder, needs_gpt2
 
 
 @pytest.fixture
@@ -44,8 +44,17 @@ def test_bytes_express_anything() -> None:
 def test_bytes_take_the_raw_bytes_of_a_command_line() -> None:
     argument = os.fsdecode(b"a\xff")
     assert ByteTokenizer().encode(argument).tolist() == [0x61, 0xFF]
-    with pytest.raises(GptcError, match="character 2 "):
-        ByteTokenizer().encode("ab\ud800")
+
+
+@pytest.mark.parametrize("sort", ["bytes", "bpe", "tokenizers"])
+def test_half_of_a_surrogate_pair_is_named(sort: str, tmp_path: Path) -> None:
+    tokenizer: Tokenizer = ByteTokenizer()
+    if sort == "bpe":
+        tokenizer = make_tokenizer("bpe:260", [b"ab ab ab"])
+    elif sort == "tokenizers":
+        tokenizer = make_tokenizer(str(byte_level(tmp_path)))
+    with pytest.raises(GptcError, match=r"character 2 of the text is U\+D83D, half of a surrogate"):
+        tokenizer.encode("ab\ud83d")
 
 
 # ---- char ----

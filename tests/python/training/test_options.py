@@ -67,8 +67,9 @@ def test_options_survive_toml(tmp_path: Path) -> None:
     [
         ("steps = ", "is not valid TOML"),
         ("step = 3", "unknown option 'step'; did you mean steps"),
+        ("max_iters = 3", "unknown option 'max-iters'; did you mean steps"),
         ("steps = 1.5", "steps is 1.5; it must be a whole number"),
-        ('steps = "few"', "steps: 'few' is not a size such as 300, 64K"),
+        ('steps = "few"', "steps: 'few' is not a whole number such as 300, 64K"),
         ("[train]\nsteps = 3", "unknown option 'train'"),
         (None, "No such file"),
     ],

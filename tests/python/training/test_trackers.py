@@ -112,7 +112,11 @@ def test_a_run_with_event_files_is_not_written_twice(
     assert gptc("train", *arguments).code == 0
     out = Path(options["out"])
     command = ("plot", out, "--tensorboard", "--out", out / "x.png")
-    assert gptc(*command).code == 0
+    written = gptc(*command)
+    assert (written.code, written.out.splitlines()) == (
+        0,
+        [f"wrote {out / 'x.png'}", f"wrote {out / 'tensorboard'}"],
+    )
     (out / "tensorboard").mkdir()
     (out / "tensorboard" / "events.out.tfevents.1.here").touch()
     (out / "x.png").unlink()
@@ -157,7 +161,13 @@ def test_a_run_that_is_there_is_sent_in_the_order_of_its_steps(
     gptc: Gptc, arguments: list[str], options: Options, board: Board
 ) -> None:
     assert gptc("train", *arguments, "--sample-every", 3).code == 0
-    assert gptc("plot", options["out"], "--wandb", "--out", options["out"] + "/x.png").code == 0
+    command = ("plot", options["out"], "--wandb", "--out", options["out"] + "/x.png")
+    assert gptc(*command).out.splitlines() == [f"wrote {command[-1]}", "sent run to wandb"]
+    board.fails_at = 3
+    failed = gptc(*command)
+    assert (failed.code, failed.out.splitlines()) == (0, [f"wrote {command[-1]}"])
+    assert "wandb has failed" in failed.err
+    del board.logged[[step for step, _ in board.logged].index(8) + 2 :]
     steps = [step for step, _ in board.logged]
     assert steps == sorted(steps)
     assert [step for step, values in board.logged if "sample" in values] == [3, 6, 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
 
@@ -71,6 +72,18 @@ def instead(name: str, known: Collection[str]) -> str | None:
         return _REMARKS[dashed]
     longer = sorted(there for there in known if there.startswith(dashed) and len(dashed) > 3)
     return f"did you mean {' or '.join(longer)}?" if longer else None
+
+
+def meant(name: str, known: Collection[str]) -> str | None:
+    """The option that a name of Python or of a file was to be; None if that is not known.
+
+    `known` are the names there, such as max_tokens.
+    """
+    dashed = "--" + name.replace("_", "-")
+    flags = {"--" + field.replace("_", "-"): field for field in known}
+    here = [flags[there] for there in _NAMES.get(dashed, ()) if there in flags]
+    here += [flags[there] for there in sorted(flags) if there.startswith(dashed) and len(name) > 3]
+    return next(iter(here or difflib.get_close_matches(name, known, n=1)), None)
 
 
 def as_typed(option: str, args: Sequence[str]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import click
+import pytest
 
 from gptc.cli import COMMANDS, cli
-from gptc.cli.elsewhere import _NAMES, as_typed, instead
+from gptc.files.elsewhere import _NAMES, as_typed, instead, meant
 
 
 def _known() -> dict[str, set[str]]:
@@ -36,3 +37,19 @@ def test_the_whole_word_is_named() -> None:
     assert as_typed("-n", ["-p", "now", "-ngl", "99"]) == "-ngl"
     assert as_typed("-n", ["-p", "-5", "-n", "99"]) == "-n"
     assert as_typed("--temp", ["--temp=1"]) == "--temp"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "here"),
+    [
+        ("max_iters", ("minutes", "steps"), "steps"),
+        ("learning_rate", ("min_lr", "lr"), "lr"),
+        ("eval_interval", ("eval_batches", "eval_every"), "eval_every"),
+        ("repeat_penalty", ("frequency_penalty", "repetition_penalty"), "repetition_penalty"),
+        ("temp", ("top_k", "temperature"), "temperature"),
+        ("shares", ("share",), "share"),
+        ("do_sample", ("seed", "stop"), None),
+    ],
+)
+def test_a_name_of_a_file_or_of_python(name: str, known: tuple[str, ...], here: str | None) -> None:
+    assert meant(name, known) == here
