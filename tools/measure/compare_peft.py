@@ -25,9 +25,13 @@ VOCABULARY = 30_000  # random tokens below it
 PROJECTIONS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj c_attn c_proj c_fc"
 
 
-def batch(options: argparse.Namespace) -> Any:
+def batch(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Tokens and targets of a step, (B, T); -1 is a position without a target."""
     rng = np.random.default_rng(1)
-    return rng.integers(0, VOCABULARY, (options.batch, options.seq_len + 1)).astype(np.int32)
+    rows = rng.integers(0, VOCABULARY, (options.batch, options.seq_len + 1)).astype(np.int32)
+    targets = rows[:, 1:].copy()
+    targets[:, : round(options.seq_len * (1 - options.targets))] = -1
+    return rows[:, :-1], targets
 
 
 def ours(options: argparse.Namespace) -> Callable[[], float]:
@@ -54,8 +58,8 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
     )
     if lora:
         model.init_adapters(1)  # zeros would learn nothing
-    tokens = batch(options)
-    return lambda: model.train_step(tokens[:, :-1], tokens[:, 1:], lr=2e-4, weight_decay=0.0).loss
+    tokens, targets = batch(options)
+    return lambda: model.train_step(tokens, targets, lr=2e-4, weight_decay=0.0).loss
 
 
 def theirs(options: argparse.Namespace) -> Callable[[], float]:
@@ -77,12 +81,12 @@ def theirs(options: argparse.Namespace) -> Callable[[], float]:
     run = torch.compile(model) if options.compile else model
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
-    tokens = torch.from_numpy(batch(options)).long()
+    tokens, targets = (torch.from_numpy(part).long() for part in batch(options))
 
     def step() -> float:
-        logits = run(tokens[:, :-1]).logits
+        logits = run(tokens).logits
         loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens[:, 1:].flatten()
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -110,6 +114,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="0 = all parameters are trained")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument(
+        "--targets",
+        type=float,
+        default=1.0,
+        help="share of the tokens that have a target: the last of each row",
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bf16", help="of gptc")
