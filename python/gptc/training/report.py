@@ -150,6 +150,8 @@ def header(setup: Setup, session: int) -> Iterator[str]:
 def _origin(setup: Setup) -> str:
     if setup.initial is not None:
         return f"from {setup.initial.path}"
+    if setup.options.init_from is not None:  # the run is continued
+        return f"from {setup.options.init_from}"
     if setup.options.depth is not None:
         return f"{setup.options.preset} of depth {setup.options.depth}"
     if any(getattr(setup.options, name) is not None for name in SHAPE):

@@ -43,5 +43,7 @@ def test_the_name_of_a_fine_tuned_run(
     assert summary.out == "runs/first-fable"
     assert summary.options["seq_len"] == 16  # the model's context, though the default is longer
     assert "--seq-len" not in capsys.readouterr().err  # it was not given
+    train({"steps": 2}, resume=summary.out)
+    assert f"from {tmp_path / 'runs/first'}" in capsys.readouterr().err
     train({"init_from": "runs/first", "data": options["data"], "steps": 1, "seq_len": 99})
     assert "--seq-len is lowered to the model's context of 16" in capsys.readouterr().err
