@@ -39,7 +39,7 @@ static int chunk_rows(int N, int C, int Vp, int capped, int frozen) {
 }
 
 typedef struct chunk_task {
-    int32_t *known; /* (N) the rows with a target; `rows` of them are the chunk's */
+    int32_t *known; /* (N) the rows with a target */
     /* of the chunk; the workspace holds them in this order, after `known` */
     bf16 *dlogits;    /* (n, Vp), rows `stride` apart: exponentials, then gradients */
     float *max, *sum; /* (n, Vp / BLOCK); max becomes the factor of each block */
@@ -48,7 +48,7 @@ typedef struct chunk_task {
     bf16 *x_panels;
     bf16 *slopes;        /* as dlogits: derivatives of capped logits; NULL without a cap */
     bf16 *x;             /* (n, C) */
-    const int32_t *rows; /* (n) which they are of the N that follow */
+    const int32_t *rows; /* (n) of known: their places in what follows, which is of all N rows */
     float *losses;
     const int32_t *targets;
     bf16 *dx_out;
@@ -261,6 +261,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
 static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     int N = op->N, C = op->C, V = op->V, Vp = op->Vp, capped = op->cap > 0;
     int frozen = op->dx && !op->dwte;
+    const bf16 *x = op->x;
     chunk_task a = {.losses = op->losses,
                     .targets = op->targets,
                     .weights = op->weights,
@@ -279,20 +280,17 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .exact = exact};
     lay_out(&a, ctx->workspace, N, cpu_min(N, most_rows(C, Vp, capped, frozen)));
     int n_known = list_known_rows(a.known, op->losses, op->dx, op->targets, N, C);
-    int rows = cpu_min(n_known, chunk_rows(n_known, C, Vp, capped, frozen));
+    int rows = chunk_rows(n_known, C, Vp, capped, frozen), all = n_known == N;
     for (int row = 0; row < n_known; row += rows) {
         int n = cpu_min(rows, n_known - row);
         a.rows = a.known + row;
-        const bf16 *x = op->x;
-        if (n_known < N) {
-            gather_task gather = {.out = a.x, .x = op->x, .rows = a.rows, .C = C};
-            cpu_parallel(ctx, gather_rows, &gather, n, cpu_grain(ctx, n, 16));
-            x = a.x;
-        } else {
-            x += (int64_t)row * C;
+        if (!all) {
+            known_task gather = {.out = a.x, .x = x, .known = a.rows, .C = C};
+            cpu_parallel(ctx, gather_known_rows, &gather, n, cpu_grain(ctx, n, 16));
         }
+        const bf16 *x_chunk = all ? x + (int64_t)row * C : a.x;
         product head = {.kind = PRODUCT_NT,
-                        .a = x,
+                        .a = x_chunk,
                         .w = op->wte,
                         .lda = C,
                         .M = n,
@@ -303,7 +301,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                         .epilogue_args = &a};
         cpu_product(ctx, &head);
         cpu_parallel(ctx, finish_rows, &a, n, cpu_grain(ctx, n, 4));
-        if (op->dx) chunk_gradients(ctx, &a, op, x, op->add || row > 0, n);
+        if (op->dx) chunk_gradients(ctx, &a, op, x_chunk, op->add || row > 0, n);
     }
 }
 

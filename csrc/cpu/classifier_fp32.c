@@ -23,11 +23,11 @@ static int chunk_rows(int N, int V) {
 }
 
 typedef struct chunk_task {
-    int32_t *known; /* (N) the rows with a target; `rows` of them are the chunk's */
+    int32_t *known; /* (N) the rows with a target */
     /* of the chunk; the workspace holds them in this order, after `known` */
     float *logits;       /* (n, stride) */
     float *x;            /* (n, C), then its gradient */
-    const int32_t *rows; /* (n) which they are of the N that follow */
+    const int32_t *rows; /* (n) of known: their places in what follows, which is of all N rows */
     float *losses;
     const int32_t *targets;
     const float *weights; /* or NULL */
@@ -121,20 +121,6 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-typedef struct scatter_task {
-    float *out;     /* (N, C); its rows = x */
-    const float *x; /* (n, C) */
-    const int32_t *rows;
-    int C;
-} scatter_task;
-
-static void scatter_rows(void *p, int thread, int64_t begin, int64_t end) {
-    (void)thread;
-    const scatter_task *a = p;
-    for (int64_t i = begin; i < end; i++)
-        memcpy(a->out + (int64_t)a->rows[i] * a->C, a->x + i * a->C, sizeof(float) * (size_t)a->C);
-}
-
 static void chunk_gradients(gpt_ctx *ctx, const chunk_task *a, const classifier_backward *op,
                             const float *x, float *dx, int add, int n) {
     product dweight = {.kind = PRODUCT_TN,
@@ -186,8 +172,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
         int n = cpu_min(rows, n_known - row);
         a.rows = a.known + row;
         if (!all) {
-            gather_task gather = {.out = a.x, .x = x, .rows = a.rows, .C = C};
-            cpu_parallel(ctx, gather_rows, &gather, n, cpu_grain(ctx, n, 16));
+            known_task gather = {.out = a.x, .x = x, .known = a.rows, .C = C};
+            cpu_parallel(ctx, gather_known_rows, &gather, n, cpu_grain(ctx, n, 16));
         }
         const float *x_chunk = all ? x + (int64_t)row * C : a.x;
         product head = {.kind = PRODUCT_NT,
@@ -205,8 +191,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
         if (!dx) continue;
         chunk_gradients(ctx, &a, op, x_chunk, all ? dx + (int64_t)row * C : a.x, op->add || row > 0,
                         n);
-        scatter_task scatter = {.out = dx, .x = a.x, .rows = a.rows, .C = C};
-        if (!all) cpu_parallel(ctx, scatter_rows, &scatter, n, cpu_grain(ctx, n, 16));
+        known_task scatter = {.out = dx, .x = a.x, .known = a.rows, .C = C};
+        if (!all) cpu_parallel(ctx, scatter_known_rows, &scatter, n, cpu_grain(ctx, n, 16));
     }
 }
 

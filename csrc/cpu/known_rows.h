@@ -25,18 +25,27 @@ static inline int list_known_rows(int32_t *known /* (N) */, float *losses /* (N)
     return n_known;
 }
 
-typedef struct gather_task {
-    elem *out;           /* (n, C) = x[rows] */
-    const elem *x;       /* (N, C) */
-    const int32_t *rows; /* (n) */
+typedef struct known_task {
+    elem *out;
+    const elem *x;
+    const int32_t *known; /* (n) */
     int C;
-} gather_task;
+} known_task;
 
-static inline void gather_rows(void *p, int thread, int64_t begin, int64_t end) {
+/* out (n, C) = the known rows of x (N, C). */
+static inline void gather_known_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const gather_task *a = p;
+    const known_task *a = p;
     for (int64_t i = begin; i < end; i++)
-        memcpy(a->out + i * a->C, a->x + (int64_t)a->rows[i] * a->C, sizeof(elem) * (size_t)a->C);
+        memcpy(a->out + i * a->C, a->x + (int64_t)a->known[i] * a->C, sizeof(elem) * (size_t)a->C);
+}
+
+/* The known rows of out (N, C) = x (n, C). */
+static inline void scatter_known_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const known_task *a = p;
+    for (int64_t i = begin; i < end; i++)
+        memcpy(a->out + (int64_t)a->known[i] * a->C, a->x + i * a->C, sizeof(elem) * (size_t)a->C);
 }
 
 #endif

@@ -463,9 +463,10 @@ static void test_not_finite(void) {
     }
 }
 
-/* As many logits as no backend holds at once, with and without targets to ignore. It costs a hundred megabytes, so it runs once for a
- * device: the chunks are cut alike at every level of a CPU. All logits are 0 but one in each row,
- * so the answer needs no sum over them; the op's own, of equal numbers, rounds in one direction. */
+/* As many logits as no backend holds at once, with and without targets to ignore. It costs a hundred
+ * megabytes, so it runs once for a device: the chunks are cut alike at every level of a CPU. All logits
+ * are 0 but one in each row, so the answer needs no sum over them; the op's own, of equal numbers, rounds
+ * in one direction. */
 static void check_chunks(sizes s, int ignored) {
     test_case("N=%d V=%d ignored=%d", s.N, s.V, ignored);
     double *x = host_zeros(s.N * s.C), *wte = host_zeros((int64_t)s.Vp * s.C);
