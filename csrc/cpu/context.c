@@ -23,6 +23,13 @@
 #define cpu_relax() ((void)0)
 #endif
 
+/* What a task wrote past the caches (simd.h: vf_stream) comes before what its thread writes next. */
+#ifdef __SSE__
+#define finish_streams() __builtin_ia32_sfence()
+#else
+#define finish_streams() ((void)0)
+#endif
+
 /* How long a thread polls before it sleeps or lets others run: about the time between two ops of a
  * training step, so that threads stay awake within a step and sleep while Python prepares the next
  * batch. */
@@ -70,13 +77,10 @@ double cpu_seconds(void) {
 
 static void run_piece(const gpt_ctx *ctx, cpu_task_fn *task, void *args, int thread, int64_t begin,
                       int64_t end) {
-    if (!ctx->busy) {
-        task(args, thread, begin, end);
-        return;
-    }
-    double started = cpu_seconds();
+    double started = ctx->busy ? cpu_seconds() : 0;
     task(args, thread, begin, end);
-    ctx->busy[thread] += cpu_seconds() - started;
+    finish_streams();
+    if (ctx->busy) ctx->busy[thread] += cpu_seconds() - started;
 }
 
 /* Takes pieces of one generation until there are none. The caller waits for finished pieces, not

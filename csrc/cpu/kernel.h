@@ -27,13 +27,14 @@ typedef struct wide_operands {
 
 /* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
  * from row to row, whole panels wide. next: the panels that will be read after these, where they
- * come from memory and should be asked for meanwhile, else NULL. wide: room that the thread has for rows
- * widened to float32, where this level widens them. */
+ * come from memory and should be asked for meanwhile, else NULL. streamed: c is written past the
+ * caches (vf_stream), where the kernel can. wide: room that the thread has for rows widened to
+ * float32, where this level widens them. */
 typedef struct kernel_operands {
     const bf16 *a, *b, *next;
     float *c;
     int64_t lda, panel, ldc;
-    int K;
+    int K, streamed;
     wide_operands *wide;
 } kernel_operands;
 

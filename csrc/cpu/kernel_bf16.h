@@ -97,13 +97,17 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
                               pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR));
         }
     }
+    int streamed = o->streamed;
     UNROLL
     for (int m = 0; m < M; m++) {
         float *c = o->c + m * o->ldc;
         UNROLL
         for (int v = 0; v < n; v++) {
             if (add) sum[m][v] += vf_load(c + v * LANES);
-            vf_store(c + v * LANES, sum[m][v]);
+            if (streamed)
+                vf_stream(c + v * LANES, sum[m][v]);
+            else
+                vf_store(c + v * LANES, sum[m][v]);
         }
     }
 }

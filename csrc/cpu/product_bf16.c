@@ -218,12 +218,14 @@ static void multiply_tile(const product_tiles *t, tile_memory *memory, int64_t t
     }
 }
 
-/* One tile of TN: columns of a become rows first. */
+/* One tile of TN: columns of a become rows first. The kernel writes whole panels where they belong, unless it takes a
+ * row's terms in parts and so writes the same sums several times. */
 static void gradient_tile(const product_tiles *t, tile_memory *memory, int row, int rows, int col,
                           int cols) {
     const product *p = t->p;
     float *sums = memory->sums;
     bf16 *turned = memory->rows;
+    int streamed = is_streamed(p->out, (int64_t)p->M * p->N) && p->ldo % PANEL == 0;
     for (int k = 0; k < t->K; k += TERMS) {
         int terms = cpu_min(TERMS, t->K - k), stride = (int)cpu_round_up(terms, PAIR) + PAD;
         const bf16 *a = p->a + (int64_t)(t->first + k) * p->lda + row;
@@ -234,17 +236,19 @@ static void gradient_tile(const product_tiles *t, tile_memory *memory, int row, 
             p->sums[row + r] += vf_sum(sum);
         }
         for (int c = col; p->out && c < col + cols; c += GROUP_COLS) {
-            int n = cpu_min(GROUP_COLS, col + cols - c);
+            int n = cpu_min(GROUP_COLS, col + cols - c), add = p->add || t->first + k > 0;
+            int direct = !WIDENS && n % PANEL == 0;
             kernel_operands o = {.a = turned,
                                  .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
-                                 .c = sums,
+                                 .c = direct ? p->out + (int64_t)row * p->ldo + c : sums,
                                  .lda = stride,
                                  .panel = t->panel,
-                                 .ldc = GROUP_COLS,
+                                 .ldc = direct ? p->ldo : GROUP_COLS,
                                  .K = terms,
+                                 .streamed = direct && !add && streamed,
                                  .wide = &memory->wide};
-            kernel_product(o, rows, (int)pack_panels(n), 0);
-            store(p, sums, GROUP_COLS, p->add || t->first + k > 0, row, rows, c, n);
+            kernel_product(o, rows, (int)pack_panels(n), direct && add);
+            if (!direct) store(p, sums, GROUP_COLS, add, row, rows, c, n);
         }
     }
 }

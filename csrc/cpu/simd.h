@@ -49,6 +49,24 @@ static inline void vf_store(float *p, vf v) {
     memcpy(p, &v, sizeof v);
 }
 
+/* Whether `numbers` of them that begin at p are written past the caches, which would not keep them until they are
+ * read, and would read the old ones first. Other threads see them once cpu_parallel returns. */
+static inline int is_streamed(const void *p, int64_t numbers) {
+    enum { LEAST = 1 << 18, LINE = 64 };
+    return numbers >= LEAST && (uintptr_t)p % LINE == 0;
+}
+
+/* As vf_store, past the caches, to a place that is aligned for a vector. */
+static inline void vf_stream(float *p, vf v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    vf_store(p, v);
+#endif
+}
+
 /* The first n lanes (n <= LANES); the others are zero, or left alone in memory. */
 static inline vf vf_load_n(const float *p, int n) {
 #if defined(__AVX512F__)

@@ -11,11 +11,24 @@ size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
     return (size_t)size * sizeof(bf16);
 }
 
+/* One pair of rows of one panel, which is one cache line. */
+static inline void put_pairs(pair *out, const pair *from, int streamed) {
+    for (int i = 0; i < PANEL; i += LANES) {
+        vf x;
+        memcpy(&x, from + i, sizeof x);
+        if (streamed)
+            vf_stream((float *)(out + i), x);
+        else
+            vf_store((float *)(out + i), x);
+    }
+}
+
 /* Rows row to row + rows - 1 (16 at most) of w: as one panel of the forward form, and as their
  * pairs of the backward form; either may be NULL. Missing rows or columns are zero in block. */
 static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, bf16 *panel,
                       bf16 *backward) {
     enum { WIDTH = 2 * PANEL };
+    int streamed = is_streamed(s->packed, (int64_t)s->rows * s->cols);
     for (int col = 0; col < s->cols; col += WIDTH) {
         bf16 block[PANEL][WIDTH] = {{0}};
         int n = cpu_min(WIDTH, s->cols - col);
@@ -26,13 +39,17 @@ static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, b
         if (panel) {
             pair turned[PANEL][PANEL];
             transpose_pairs(turned[0], PANEL, (const pair *)block, PANEL);
-            memcpy(panel + (int64_t)col * PANEL, turned, sizeof turned[0] * (size_t)pack_pairs(n));
+            pair *out = (pair *)panel + (int64_t)col / PAIR * PANEL;
+            for (int i = 0; i < pack_pairs(n); i++)
+                put_pairs(out + (int64_t)i * PANEL, turned[i], streamed);
         }
         for (int c = 0; backward && c < n; c += PANEL) {
             int64_t first = (col + c) / PANEL * pack_panel_size(s->rows) + (int64_t)row * PANEL;
-            for (int r = 0; r < rows; r += PAIR)
-                interleave_rows((pair *)(backward + first + r * PANEL), block[r] + c,
-                                block[r + 1] + c, PANEL);
+            for (int r = 0; r < rows; r += PAIR) {
+                pair line[PANEL];
+                interleave_rows(line, block[r] + c, block[r + 1] + c, PANEL);
+                put_pairs((pair *)(backward + first + r * PANEL), line, streamed);
+            }
         }
     }
 }
