@@ -1,4 +1,4 @@
-"""`gptc info`: describes a run, a checkpoint, a model, a dataset or a token shard."""
+"""`gptc info`: describes a run, a folder of runs, a checkpoint, a model, a dataset or a shard."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Examples:
+  gptc info runs                                    all runs, the newest first
   gptc info runs/tiny-stories
   gptc info runs/tiny-stories/ckpt-001000 --json
   gptc info data/books
@@ -43,7 +44,8 @@ Examples:
     help="Tokens that are learned, for --show-mask.  [assistant]",
 )
 def info_command(path: Path, as_json: bool, show_mask: bool, train_on: TrainOn) -> None:
-    """Describe PATH: a run, a checkpoint, a model in any format, a dataset or a shard."""
+    """Describe PATH: a run, a folder of runs, a checkpoint, a model in any format, a dataset or
+    a shard."""
     if show_mask:
         from gptc.cli.masks import show_masks
 
@@ -55,7 +57,8 @@ def info_command(path: Path, as_json: bool, show_mask: bool, train_on: TrainOn) 
 
 def describe(path: Path) -> dict[str, Any]:
     """The facts about `path`; "kind" says whether it is a run, a model, and so on."""
-    from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
+    from gptc.checkpoint.names import ADAPTER, CONFIG
+    from gptc.cli.runs import describe_runs, is_run
     from gptc.data.dataset import Dataset
     from gptc.data.description import DATASET_FILE
     from gptc.eval.ngram_file import is_ngrams, open_ngrams
@@ -75,8 +78,10 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "n-grams", **open_ngrams(path).describe()}
     if (path / DATASET_FILE).is_file():
         return {"kind": "dataset", **Dataset.open(path).describe()}
-    if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
+    if is_run(path):
         return {"kind": "run", **_describe_run(path)}
+    if runs := describe_runs(path):
+        return {"kind": "runs", "path": str(path), "runs": runs}
     raise GptcError(
         f"{path} is not a run, checkpoint or dataset; make one with gptc train or gptc prepare"
     )
@@ -216,8 +221,12 @@ def _json(found: dict[str, Any]) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
+    from gptc.cli.runs import runs_table
+
     rows: list[tuple[str, str]] = []
     kind = found["kind"]
+    if kind == "runs":
+        return "\n".join(map(printable, runs_table(found["runs"])))
     if kind == "run":
         last = found["checkpoints"][-1] if found["checkpoints"] else "none yet"
         rows.append(("run", found["path"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,37 @@ def test_info_of_a_run_and_a_checkpoint(gptc: Gptc, arguments: list[str], tmp_pa
     weights = gptc("info", Path(newest["path"]) / "model.safetensors").out
     assert "model.embed_tokens.weight" in weights
     assert "256 x 32" in weights
+
+
+def test_info_of_a_folder_of_runs(gptc: Gptc, arguments: list[str], tmp_path: Path) -> None:
+    gptc("train", *arguments)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (tmp_path / "run").rename(runs / "one")
+    (runs / "begun").mkdir()  # no checkpoint yet
+    line = {"step": 1, "tokens": 9, "elapsed_s": 0.5, "train_loss": 5.0}
+    (runs / "begun" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    os.utime(runs / "begun" / "metrics.jsonl", (0, 0))
+    (runs / "other").mkdir()
+    found = json.loads(gptc("info", runs, "--json").out)
+    assert found["kind"] == "runs"
+    assert [run["run"] for run in found["runs"]] == ["one", "begun"]  # the newest first
+    one, begun = found["runs"]
+    run = json.loads(gptc("info", runs / "one", "--json").out)
+    assert one["step"] == 8
+    assert one["parameters"] == run["newest"]["parameters"]
+    assert one["val_loss"] == run["last_evaluation"]["val_loss"] >= one["best_val_loss"]
+    assert (begun["train_loss"], begun["val_loss"], begun["parameters"]) == (5.0, None, None)
+    names, first, second = gptc("info", runs).out.splitlines()
+    assert names.split()[:3] == ["run", "step", "tokens"]
+    assert f"{one['val_loss']:.4f}" in first
+    assert second.split()[:4] == ["begun", "1", "9", "0:00"]
+    assert {len(line) for line in (names, first, second)} == {len(names)}
+
+    weights = runs / "one" / "ckpt-000008" / "config.json"
+    weights.write_text("{")  # a damaged run stops nothing
+    (one, _) = json.loads(gptc("info", runs, "--json").out)["runs"]
+    assert (one["step"], one["parameters"]) == (8, None)
 
 
 def test_info_names_the_ends_and_the_chat_templates(gptc: Gptc, saved: Path) -> None:
