@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptc.checkpoint.find import tokenizer_name
+from gptc.checkpoint.find import keep_tokenizer, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE
@@ -48,10 +48,7 @@ def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
     if (Path(data) / DATASET_FILE).is_file():
         return data
     check_exists(data)
-    raise GptcError(
-        f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
-        f"first with: gptc import {quoted(known.path)} --out CKPT, and name CKPT instead"
-    )
+    return str(keep_tokenizer(own))
 
 
 def is_kind(name: str) -> bool:
@@ -98,13 +95,11 @@ def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) 
     """GptcError unless a dataset has the model's tokenizer, and tokens within its vocabulary."""
     theirs = dataset.tokenizer
     if own is not None and not same_tokenizer(own, dataset):
-        first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
-        if name != own.kind and known.path.is_file():  # which --tokenizer does not read
-            first, name = f"gptc import {quoted(name)} --out CKPT && ", "CKPT"
+        name = own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
-            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {quoted(name)}"
+            f"with: gptc prepare SOURCE --out DIR --tokenizer {quoted(name)}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from gptc.checkpoint.adapter import AdapterCheckpoint, missing_base
@@ -19,11 +21,12 @@ from gptc.checkpoint.names import (
 from gptc.checkpoint.packed import PackedCheckpoint, is_packed
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
+from gptc.files.paths import cache_folder
 from gptc.files.whole import restore
 from gptc.files.words import quoted
 from gptc.formats import hub, peft
 from gptc.formats.model_file import ModelFile
-from gptc.formats.registry import is_foreign, open_model
+from gptc.formats.registry import is_foreign, is_model, open_model
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import is_spec
 
@@ -121,11 +124,27 @@ def _what_instead(folder: Path) -> str:
 
 
 def tokenizer_name(name: str) -> str:
-    """The name for `make_tokenizer`: a run's folder becomes that of its newest checkpoint."""
-    folder = Path(name)
-    if is_spec(name) or not list_checkpoints(folder):
+    """The name for `make_tokenizer`: a run's folder becomes that of its newest checkpoint.
+
+    That of a model's file becomes a folder in the cache with the file's tokenizer.
+    """
+    path = Path(name)
+    if is_spec(name):
         return name
-    return str(find_checkpoint(folder))
+    if list_checkpoints(path):
+        return str(find_checkpoint(path))
+    if path.is_file() and is_model(path):
+        return str(keep_tokenizer(open_model(path).tokenizer()))
+    return name
+
+
+def keep_tokenizer(tokenizer: Tokenizer) -> Path:
+    """A folder in the cache with a model's tokenizer, for commands that take it by name."""
+    text = json.dumps(tokenizer.to_json(), sort_keys=True)
+    folder = cache_folder() / "model-tokenizers" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    return folder
 
 
 def _run_problem(checkpoint: Path) -> str | None:

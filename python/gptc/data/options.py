@@ -32,8 +32,8 @@ class PrepareOptions:
     tokenizer: str = option(
         "bytes",
         "Tokenizer: bytes, char, bpe:SIZE (learned from the text), gpt2 or another encoding of "
-        "tiktoken, a tokenizer.json, a SentencePiece .model, or the folder of a dataset, "
-        "checkpoint or run.",
+        "tiktoken, a tokenizer.json, a SentencePiece .model, a model's file, or the "
+        "folder of a dataset, checkpoint or run.",
         metavar="KIND",
     )
     include: tuple[str, ...] = option(

@@ -56,6 +56,12 @@ def detect(path: Path) -> Format:
     raise GptcError(f"{path} {_what_else(path, file)}")
 
 
+def is_model(file: Path) -> bool:
+    """Whether a file is a model of a format in FORMATS, by how it begins."""
+    begin = bytes(Binary(file).peek(0, 8))
+    return any(known.detect(file, begin) for known in FORMATS)
+
+
 def open_model(path: Path, **assumed: Any) -> ModelFile:
     """The model of another program at `path`.
 

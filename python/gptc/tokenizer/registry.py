@@ -101,7 +101,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
         raise UsageError(f"the tokenizer {name} does not exist: check the path")
     raise UsageError(
         f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
-        ".model, or the folder of a dataset, checkpoint or run to use its tokenizer"
+        ".model, or a model's file, or the folder of a dataset, checkpoint or run"
     )
 
 

@@ -157,11 +157,24 @@ def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
     for command in (("train", "--init-from", file), ("eval", "-m", file)):
         ran = gptc(*command, "--data", tmp_path / "nothing.txt")
         assert "no dataset '" in ran.err
-        for where, words in ((other, "other with char"), (text_file, "is to be prepared with")):
-            ran = gptc(*command, "--data", where)
-            assert ran.code == 1
-            assert words in ran.err
-            assert f"gptc import {file} --out CKPT" in ran.err
+        ran = gptc(*command, "--data", other)
+        assert ran.code == 1
+        assert "other with char" in ran.err
+        assert f"gptc prepare SOURCE --out DIR --tokenizer {file}" in ran.err
+
+    again = tmp_path / "again"  # a text is prepared with the file's tokenizer
+    assert gptc("prepare", text_file, "--out", again, "--tokenizer", file).code == 0
+    assert Dataset.open(again).tokenizer.fingerprint() == Dataset.open(data).tokenizer.fingerprint()
+    results = [
+        json.loads(gptc("eval", "-m", file, "--data", text, "--split", "all", "--json").out)
+        for text in (data, text_file)
+    ]
+    assert results[0]["results"] == results[1]["results"]
+    ran = gptc(
+        "train", "--init-from", file, "--out", tmp_path / "more", *sizes, "--data", text_file
+    )
+    assert ran.code == 0
+    assert gptc("train", "--resume", tmp_path / "more", "--steps", 2).code == 0
 
 
 def test_ngrams_are_counted_in_the_training_split(gptc: Gptc, run: Path) -> None:
