@@ -40,6 +40,7 @@ _NAMES = {
     **dict.fromkeys(("--eval-interval", "--steps-per-eval", "--eval-steps"), ("--eval-every",)),
     **dict.fromkeys(("--eval-iters", "--val-batches"), ("--eval-batches",)),
     "--api-key": ("--api-key-file",),
+    "--beta": ("--dpo-beta",),
     "--dataset": ("--data",),
     "--format": ("--to",),
     "--grammar-file": ("--grammar",),
@@ -50,6 +51,10 @@ _NAMES = {
     "--typical": ("--typical-p",),
 }
 _REMARKS = {
+    **dict.fromkeys(
+        ("--method", "--train-mode", "--rl", "--preference", "--loss-type"),
+        "--dpo learns from chosen and rejected answers",
+    ),
     **dict.fromkeys(("-ngl", "--n-gpu-layers", "--gpu-layers"), "--device cuda uses a GPU"),
     **dict.fromkeys(
         ("-c", "--ctx-size", "--n-ctx", "--max-model-len"),

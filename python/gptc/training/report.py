@@ -111,6 +111,8 @@ def header(setup: Setup, session: int) -> Iterator[str]:
                 f"          {plural(setup.loader.n_windows, 'pair')} of answers (DPO, beta "
                 f"{options.dpo_beta:g}), {setup.n_val:,} held out"
             )
+        elif data.meta["chats"]["layout"] == "preference":
+            yield "          only chosen answers are learned; --dpo learns from both"
         yield from chat_notes(setup)
     yield f"  device  {_device(setup)}"
     yield (

@@ -33,6 +33,12 @@ def test_no_answer_names_an_option_that_the_command_lacks() -> None:
             assert not answer.startswith("use ") or answer[4:] in known
 
 
+def test_a_method_is_told_by_its_option() -> None:
+    known = _known()["finetune"]
+    assert instead("--method", known) == "--dpo learns from chosen and rejected answers"
+    assert instead("--beta", known) == "use --dpo-beta"
+
+
 def test_the_whole_word_is_named() -> None:
     assert as_typed("-n", ["-p", "now", "-ngl", "99"]) == "-ngl"
     assert as_typed("-n", ["-p", "-5", "-n", "99"]) == "-n"

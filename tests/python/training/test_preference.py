@@ -250,6 +250,14 @@ def test_bad_pairs_are_counted(options: dict[str, Any], capsys: pytest.CaptureFi
     assert "2 bad rows left out" in capsys.readouterr().err
 
 
+def test_pairs_without_dpo_say_what_is_learned(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dpo in (True, False):
+        train(options | {"dpo": dpo, "steps": 1, "out": f"{options['out']}-{dpo}"})
+        assert ("only chosen answers are learned" in capsys.readouterr().err) == (not dpo)
+
+
 def test_weights_of_another_shape_are_refused(options: dict[str, Any]) -> None:
     lora = Lora(2, 4.0, ("q",))
     with Model.load(
