@@ -12,35 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from gptc.bench.rivals import BEGIN, Contender, rivals
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.session import Session
 from gptc.errors import GptcError
-from gptc.files.words import pip_install
 
 BATCHES = (1, 16)
 _ROWS = 96  # a turn has about so many tokens of each batch, and _LEAST steps of it at least
 _LEAST = 6
 _MOST = 24
-_BEGIN = 64  # tokens that a sequence holds when its decoding is timed
-
-
-class Contender(Protocol):
-    """A program with the model loaded. Each method returns seconds."""
-
-    name: str
-
-    def decode(self, n_seq: int, steps: int) -> float:
-        """A token more for each of n_seq sequences, `steps` times."""
-        ...
-
-    def prefill(self, n: int) -> float:
-        """A prompt of n tokens, alone."""
-        ...
 
 
 class Ours:
@@ -69,7 +54,7 @@ class Ours:
         return session
 
     def decode(self, n_seq: int, steps: int) -> float:
-        session = self._session(n_seq, _BEGIN)
+        session = self._session(n_seq, BEGIN)
         tokens, seqs = np.full(n_seq, 5, np.int32), np.arange(n_seq, dtype=np.int32)
         begin = time.perf_counter()
         for _ in range(steps):
@@ -84,67 +69,6 @@ class Ours:
         return time.perf_counter() - begin
 
 
-class LlamaCpp:
-    """llama.cpp, through llama-cpp-python, with our GGUF file of the model."""
-
-    def __init__(self, file: Path, dtype: str, threads: int, n_ctx: int) -> None:
-        from llama_cpp import Llama
-
-        self.name = f"llama.cpp {dtype}"
-        self._llama = Llama(
-            str(file), n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
-
-    def decode(self, n_seq: int, steps: int) -> float:
-        """One sequence; its Python package has no way to more."""
-        if n_seq > 1:
-            return float("nan")
-        self._llama.reset()
-        self._llama.eval(list(range(_BEGIN)))
-        begin = time.perf_counter()
-        for _ in range(steps):
-            self._llama.eval([5])
-        return time.perf_counter() - begin
-
-    def prefill(self, n: int) -> float:
-        self._llama.reset()
-        begin = time.perf_counter()
-        self._llama.eval([i % 1000 for i in range(n)])
-        return time.perf_counter() - begin
-
-
-class Transformers:
-    """GPT-2 or Llama of transformers, from our folder of the model."""
-
-    def __init__(self, folder: Path, dtype: str, threads: int) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        torch.set_num_threads(threads)
-        self.name = f"transformers {dtype}"
-        self._torch = torch
-        kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        loader: Any = AutoModelForCausalLM
-        self._model = loader.from_pretrained(folder, dtype=kind).eval()
-
-    def _run(self, tokens: Any, past: Any) -> Any:
-        with self._torch.no_grad():
-            return self._model(tokens, past_key_values=past, use_cache=True).past_key_values
-
-    def decode(self, n_seq: int, steps: int) -> float:
-        past = self._run(self._torch.arange(_BEGIN).repeat(n_seq, 1), None)
-        token = self._torch.full((n_seq, 1), 5)
-        begin = time.perf_counter()
-        for _ in range(steps):
-            past = self._run(token, past)
-        return time.perf_counter() - begin
-
-    def prefill(self, n: int) -> float:
-        begin = time.perf_counter()
-        self._run(self._torch.arange(n).remainder(1000)[None], None)
-        return time.perf_counter() - begin
-
-
 @dataclass(frozen=True)
 class Row:
     """One contender: tokens a second, medians over turns; None where it has no such thing."""
@@ -155,7 +79,7 @@ class Row:
 
 
 def bench_infer(
-    config: GPTConfig,
+    model: GPTConfig | str,
     dtypes: Sequence[str] = ("fp32", "bf16", "int8", "int4"),
     *,
     against: Sequence[str] = (),
@@ -166,20 +90,29 @@ def bench_infer(
     batches: Sequence[int] = BATCHES,
     report: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Times decoding, by so many sequences, and a prompt, of a random model in each dtype."""
-    if n_prompt > config.block_size:
-        n_prompt = config.block_size
-        report(f"prompts of {n_prompt} tokens: the model's context has no room for more")
+    """Times decoding, by so many sequences, and a prompt, in each dtype.
+
+    `model` is a path, or the config of a random model.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="gptc-bench-") as folder,
-        Model.create(config, device="cpu", training=False, max_batch=0, threads=threads) as weights,
+        _weights(model, threads) as weights,
     ):
+        config = weights.config
+        needed = BEGIN + max(map(_steps, batches))
+        if config.block_size < needed:
+            raise GptcError(
+                f"the model's context is {config.block_size} tokens, and this takes {needed}"
+            )
+        if n_prompt > config.block_size:
+            n_prompt = config.block_size
+            report(f"prompts of {n_prompt} tokens: the model's context has no room for more")
         contenders: list[Contender] = [
             Ours(config, weights, d, threads, cache)
             for d in dtypes
             for cache in dict.fromkeys(("auto", kv_dtype))
         ]
-        contenders += _rivals(against, weights, Path(folder), weights.threads)
+        contenders += rivals(tuple(against), weights, Path(folder))
         times: dict[str, list[list[float]]] = {c.name: [] for c in contenders}
         for turn in range(-1, turns):  # the first one is not counted
             for c in contenders:
@@ -201,34 +134,18 @@ def bench_infer(
         }
 
 
+def _weights(model: GPTConfig | str, threads: int) -> Model:
+    """The model in fp32."""
+    from gptc.checkpoint import facade
+
+    options: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "threads": threads}
+    if isinstance(model, str):
+        return facade.Model.load(model, **options)
+    return Model.create(model, **options, training=False, max_batch=0)
+
+
 def _steps(n_seq: int) -> int:
     return min(_MOST, max(_LEAST, _ROWS // n_seq))
-
-
-def _rivals(
-    names: Sequence[str], weights: Model, folder: Path, threads: int
-) -> list[LlamaCpp | Transformers]:
-    from gptc.checkpoint.find import open_checkpoint
-    from gptc.checkpoint.writer import save
-    from gptc.convert.export_model import export_model
-
-    found: list[LlamaCpp | Transformers] = []
-    if names:
-        save(folder / "model", weights)
-    for name in names:
-        try:
-            if name == "transformers":
-                found += [Transformers(folder / "model", d, threads) for d in ("fp32", "bf16")]
-                continue
-            source = open_checkpoint(folder / "model")
-            for dtype in ("fp32", "bf16", "q8_0"):
-                file = folder / f"{dtype}.gguf"
-                export_model(source, "gguf", file, dtype=dtype)
-                found.append(LlamaCpp(file, dtype, threads, weights.config.block_size))
-        except ImportError as error:
-            packages = ["llama-cpp-python"] if name == "llama.cpp" else ["torch", "transformers"]
-            raise GptcError(f"{name} is not installed; try: {pip_install(*packages)}") from error
-    return found
 
 
 def _row(name: str, times: list[list[float]], batches: Sequence[int], n_prompt: int) -> Row:

@@ -164,12 +164,14 @@ _EPILOG_INFER = """\b
 Examples:
   gptc bench infer                                  GPT-2 124M, in every dtype
   gptc bench infer --against llama.cpp --against transformers
+  gptc bench infer -m model.gguf --against openvino
   gptc bench infer --preset llama-15m --dtype int8 --json
 """
 
 
 @bench_command.command("infer", epilog=_EPILOG_INFER, short_help="Time decoding and prompts.")
 @_preset
+@click.option("-m", "--model", metavar="PATH", help="Model to time.  [a random one of --preset]")
 @click.option(
     "--dtype",
     "dtypes",
@@ -188,12 +190,13 @@ Examples:
 @click.option(
     "--against",
     multiple=True,
-    type=click.Choice(["llama.cpp", "transformers"]),
+    type=click.Choice(["llama.cpp", "transformers", "ctranslate2", "openvino", "onnxruntime"]),
     help="Rival with the same weights. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_infer_command(
     preset: str,
+    model: str | None,
     dtypes: tuple[str, ...],
     threads: int,
     kv_dtype: str,
@@ -203,11 +206,11 @@ def bench_infer_command(
     against: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Time decoding and prompts of a random model on the CPU, turn by turn."""
+    """Time decoding and prompts of a model on the CPU, turn by turn."""
     from gptc.bench import infer as bench_infer
 
     result = bench_infer.bench_infer(
-        GPTConfig.preset(preset),
+        model or GPTConfig.preset(preset),
         dtypes or ("fp32", "bf16", "int8", "int4"),
         against=against,
         threads=threads,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from gptc.bench import rivals
 from gptc.cli import cli
+from small_models import make_checkpoint, make_config
 
 Gptc = Callable[..., Any]
 
@@ -24,6 +27,59 @@ def test_bench_infer_times_every_dtype(gptc: Gptc) -> None:
     for row in result["results"]:
         assert min(*row["decode"].values(), row["prefill"]) > 0
         assert list(row["decode"]) == ["1", "16"]
+
+
+def test_bench_infer_times_a_model_that_is_there(gptc: Gptc, tmp_path: Path) -> None:
+    model, short = tmp_path / "model", tmp_path / "short"
+    make_checkpoint(make_config("llama", block_size=100), folder=model)
+    make_checkpoint(make_config("llama"), folder=short)
+    few = ("--turns", 1, "--prompt-tokens", 4, "--batch", 1, "--dtype", "fp32", "--json")
+    ran = gptc("bench", "infer", "-m", model, *few)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["config"] == json.loads(gptc("info", model, "--json").out)["config"]
+    refused = gptc("bench", "infer", "-m", short, *few)
+    assert "the model's context is 48 tokens, and this takes 88" in refused.err
+
+
+def test_a_rival_that_is_not_installed_is_named(
+    gptc: Gptc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "find_spec", lambda module: None)
+    for name, rival in rivals.RIVALS.items():
+        ran = gptc("bench", "infer", "--preset", "tiny", "--against", name)
+        assert ran.code == 1
+        assert f"{name} is not installed; try: pip install {' '.join(rival.packages)}" in ran.err
+
+
+class Clock(rivals.Writer):
+    """A program whose prompts take a second a token, and whose tokens take two."""
+
+    name = "clock"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.prompts = 0.0, list[tuple[int, ...]]()
+        monkeypatch.setattr(rivals.time, "perf_counter", lambda: self.now)
+
+    def write(self, prompts: Any, n: int) -> float:
+        self.prompts.append(tuple(prompts[0]))
+        self.now += prompts.shape[1] + 2 * (n - 1)
+        return 2.0 * (n - 1)
+
+
+def test_a_program_that_writes_in_one_call_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert clock.decode(16, 6) == 12
+    assert [clock.prefill(n) for n in (512, 512)] == [512, 512]
+    assert len(set(clock.prompts)) == 3
+
+
+def test_converters_get_a_name_of_each_token(saved: Path, tmp_path: Path) -> None:
+    rivals.name_tokens(saved, tmp_path / "named")
+    found = {file.name: file for file in (tmp_path / "named").iterdir()}
+    words = json.loads(found["tokenizer.json"].read_text())["model"]["vocab"]
+    config = json.loads(found["config.json"].read_text())
+    assert list(words.values()) == list(range(config["vocab_size"]))
+    assert found["model.safetensors"].read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
 TINY = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "16", "--steps", "1"]
