@@ -59,7 +59,11 @@ SPECIALIZED void activate_tile(const linear_forward *a, int activation, const fl
 static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
                              int rows, int col, int cols) {
     const linear_forward *a = p;
-#define ACTIVATE(activation) activate_tile(a, activation, y, y_twin, ldy, row, rows, col, cols)
+#define ACTIVATE(activation)                                                                       \
+    if (cols == EPILOGUE)                                                                          \
+        activate_tile(a, activation, y, y_twin, ldy, row, rows, col, EPILOGUE);                    \
+    else                                                                                           \
+        activate_tile(a, activation, y, y_twin, ldy, row, rows, col, cols)
     BY_ACTIVATION(a->activation, ACTIVATE);
 #undef ACTIVATE
 }
@@ -94,7 +98,11 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
                            int col, int cols) {
     (void)y_twin;
     const linear_backward *a = p;
-#define DEACTIVATE(activation) deactivate_tile(a, activation, y, ldy, row, rows, col, cols)
+#define DEACTIVATE(activation)                                                                     \
+    if (cols == EPILOGUE)                                                                          \
+        deactivate_tile(a, activation, y, ldy, row, rows, col, EPILOGUE);                          \
+    else                                                                                           \
+        deactivate_tile(a, activation, y, ldy, row, rows, col, cols)
     BY_ACTIVATION(a->activation, DEACTIVATE);
 #undef DEACTIVATE
 }
