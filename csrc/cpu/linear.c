@@ -83,11 +83,11 @@ SPECIALIZED void deactivate_tile(const linear_backward *a, int activation, const
         if (pre) ask_for(pre + cols); /* for the columns after these */
         if (pre && twin) ask_for(pre + twin + cols);
         FOR_LANES (c, k, cols) {
-            vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0};
+            vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0}, value;
             if (activation != GPT_ACT_NONE) x = vf_get(pre + c, k);
             if (twin) up = vf_get(pre + twin + c, k);
-            d = activation_backward(activation, d, x, up, &dup);
-            if (made) vf_put(made + c, activation_forward(activation, x, up), k);
+            d = activation_backward(activation, d, x, up, &dup, &value);
+            if (made) vf_put(made + c, value, k);
             if (twin) vf_put(din + twin + c, dup, k);
             vf_put(din + c, d, k);
         }
