@@ -15,9 +15,11 @@ static inline vf gelu(vf x) {
     return x * vf_sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
 }
 
-static inline vf gelu_slope(vf x) {
+/* Slopes at x, with the function's value y. */
+static inline vf gelu_slope(vf x, vf *y) {
     vf s = vf_sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-    return s + x * s * (1.0f - s) * (GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x));
+    *y = x * s;
+    return s + *y * (1.0f - s) * (GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x));
 }
 
 /* The error function's complement is exp(-z^2) times a polynomial in 1 / (1 + 0.3275911 z), z >= 0, within 1.5e-7:
@@ -44,8 +46,9 @@ static inline vf gelu_erf(vf x) {
     return x * normal_cdf(x, &density);
 }
 
-static inline vf gelu_erf_slope(vf x) {
+static inline vf gelu_erf_slope(vf x, vf *y) {
     vf density, cdf = normal_cdf(x, &density);
+    *y = x * cdf;
     return cdf + x * density;
 }
 
@@ -57,9 +60,10 @@ static inline vf swish(vf x) {
     return x * vf_sigmoid(x);
 }
 
-static inline vf swish_slope(vf x) {
+static inline vf swish_slope(vf x, vf *y) {
     vf s = vf_sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
+    *y = x * s;
+    return s + *y * (1.0f - s);
 }
 
 /* activation(x); up is the second half of a gated one's input, else unused. */
@@ -73,20 +77,25 @@ static inline vf activation_forward(int activation, vf x, vf up) {
     return x;
 }
 
-/* d times the activation's slope at x; of a gated one dup = d times the slope in up. */
-static inline vf activation_backward(int activation, vf d, vf x, vf up, vf *dup) {
-    if (activation == GPT_ACT_GELU) return d * gelu_slope(x);
-    if (activation == GPT_ACT_SWISH) return d * swish_slope(x);
-    if (activation == GPT_ACT_GELU_ERF) return d * gelu_erf_slope(x);
-    if (activation == GPT_ACT_RELU) return vf_select(x > 0.0f, d, vf_set(0.0f));
-    if (activation == GPT_ACT_GEGLU) {
-        *dup = d * gelu(x);
-        return d * up * gelu_slope(x);
+/* d times the activation's slope at x; made = the activation. Of a gated one dup = d times the slope in up. */
+static inline vf activation_backward(int activation, vf d, vf x, vf up, vf *dup, vf *made) {
+    vf slope;
+    *made = x;
+    if (activation == GPT_ACT_NONE) return d;
+    if (activation == GPT_ACT_RELU) {
+        *made = relu(x);
+        return vf_select(x > 0.0f, d, vf_set(0.0f));
     }
-    if (activation != GPT_ACT_SWIGLU) return d;
-    vf s = vf_sigmoid(x);
-    *dup = d * x * s;
-    return d * up * (s * (1.0f + x * (1.0f - s)));
+    if (activation == GPT_ACT_GELU || activation == GPT_ACT_GEGLU)
+        slope = gelu_slope(x, made);
+    else if (activation == GPT_ACT_GELU_ERF)
+        slope = gelu_erf_slope(x, made);
+    else
+        slope = swish_slope(x, made);
+    if (!is_gated(activation)) return d * slope;
+    *dup = d * *made;
+    *made *= up;
+    return d * up * slope;
 }
 
 #endif

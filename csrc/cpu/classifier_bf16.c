@@ -14,7 +14,7 @@ enum {
     CHUNK_BYTES = 112 << 20,
     FROZEN_CHUNK_BYTES = 52 << 20, /* without dwte */
     MIN_CHUNK_ROWS = 64,
-    BLOCK = 32,
+    BLOCK = EPILOGUE,
     SLICE = 2048
 };
 
@@ -124,10 +124,8 @@ static const float *cap_block(const chunk_task *a, float *z, const float *y, int
 }
 
 /* Logits y become exponentials; columns start at a multiple of BLOCK. */
-static void exponentials(void *p, const float *products, const float *y_twin, int ldy, int row,
-                         int rows, int col, int cols) {
-    (void)y_twin;
-    const chunk_task *a = p;
+SPECIALIZED void exponentials_of(const chunk_task *a, const float *products, int ldy, int row,
+                                 int rows, int col, int cols) {
     float changed[BLOCK];
     for (int r = row; r < row + rows; r++) {
         int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
@@ -148,6 +146,15 @@ static void exponentials(void *p, const float *products, const float *y_twin, in
         a->max[block] = max;
         a->sum[block] = vf_sum(sum);
     }
+}
+
+static void exponentials(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
+                         int col, int cols) {
+    (void)y_twin;
+    if (cols == BLOCK)
+        exponentials_of(p, y, ldy, row, rows, col, BLOCK);
+    else
+        exponentials_of(p, y, ldy, row, rows, col, cols);
 }
 
 /* The factor of a row's gradient. */

@@ -59,7 +59,11 @@ SPECIALIZED void activate_tile(const linear_forward *a, int activation, const fl
 static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
                              int rows, int col, int cols) {
     const linear_forward *a = p;
-#define ACTIVATE(activation) activate_tile(a, activation, y, y_twin, ldy, row, rows, col, cols)
+#define ACTIVATE(activation)                                                                       \
+    if (cols == EPILOGUE)                                                                          \
+        activate_tile(a, activation, y, y_twin, ldy, row, rows, col, EPILOGUE);                    \
+    else                                                                                           \
+        activate_tile(a, activation, y, y_twin, ldy, row, rows, col, cols)
     BY_ACTIVATION(a->activation, ACTIVATE);
 #undef ACTIVATE
 }
@@ -79,11 +83,11 @@ SPECIALIZED void deactivate_tile(const linear_backward *a, int activation, const
         if (pre) ask_for(pre + cols); /* for the columns after these */
         if (pre && twin) ask_for(pre + twin + cols);
         FOR_LANES (c, k, cols) {
-            vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0};
+            vf d = vf_get(y + c, k), x = {0}, up = {0}, dup = {0}, value;
             if (activation != GPT_ACT_NONE) x = vf_get(pre + c, k);
             if (twin) up = vf_get(pre + twin + c, k);
-            d = activation_backward(activation, d, x, up, &dup);
-            if (made) vf_put(made + c, activation_forward(activation, x, up), k);
+            d = activation_backward(activation, d, x, up, &dup, &value);
+            if (made) vf_put(made + c, value, k);
             if (twin) vf_put(din + twin + c, dup, k);
             vf_put(din + c, d, k);
         }
@@ -94,7 +98,11 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
                            int col, int cols) {
     (void)y_twin;
     const linear_backward *a = p;
-#define DEACTIVATE(activation) deactivate_tile(a, activation, y, ldy, row, rows, col, cols)
+#define DEACTIVATE(activation)                                                                     \
+    if (cols == EPILOGUE)                                                                          \
+        deactivate_tile(a, activation, y, ldy, row, rows, col, EPILOGUE);                          \
+    else                                                                                           \
+        deactivate_tile(a, activation, y, ldy, row, rows, col, cols)
     BY_ACTIVATION(a->activation, DEACTIVATE);
 #undef DEACTIVATE
 }

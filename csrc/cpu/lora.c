@@ -270,11 +270,11 @@ static void add_input(const backward_task *t, const float *y, int64_t row, int c
     const elem *pre = a->activation == GPT_ACT_NONE ? NULL : (const elem *)a->pre + at;
     gpt_dropout dropout = t->in.dropout;
     FOR_LANES (c, k, n) {
-        vf d = vf_load(y + c), up = {0}, dup = {0};
+        vf d = vf_load(y + c), up = {0}, dup = {0}, made;
         if (dropout.p > 0) d *= dropout_lanes(dropout, (uint64_t)(row * a->IC + col + c));
         if (twin) up = vf_get(pre + twin + c, k);
         if (a->activation != GPT_ACT_NONE)
-            d = activation_backward(a->activation, d, vf_get(pre + c, k), up, &dup);
+            d = activation_backward(a->activation, d, vf_get(pre + c, k), up, &dup, &made);
         if (twin) vf_put(din + twin + c, vf_get(din + twin + c, k) + dup, k);
         vf_put(din + c, vf_get(din + c, k) + d, k);
     }

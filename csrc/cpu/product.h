@@ -16,7 +16,9 @@ typedef enum product_kind {
 } product_kind;
 
 /* Called for rows row to row + rows - 1, and likewise columns, of the product: y holds them,
- * ldy numbers from row to row. y_twin holds the columns `twin` further on. */
+ * ldy numbers from row to row. y_twin holds the columns `twin` further on. In bf16 most calls have EPILOGUE columns,
+ * and no call has more. */
+enum { EPILOGUE = 32 };
 typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin, int ldy, int row,
                                  int rows, int col, int cols);
 

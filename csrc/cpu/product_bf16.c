@@ -6,8 +6,13 @@
 /* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call of the
  * kernel, ROWS x GROUP_COLS of them, in the first, or in the second where operands are widened (kernel_bf16.h). */
 enum { ROWS = 96, COLS = 256, LEAST_ROWS = 32, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
-/* Columns of an epilogue, and what those of a tile are a multiple of. */
-enum { BLOCK = 2 * PANEL };
+/* What the columns of a tile are a multiple of. */
+enum { BLOCK = EPILOGUE };
+#ifdef CPU_AMX
+enum { WHOLE_ROWS = 16 }; /* what the rows of a tile are a multiple of */
+#else
+enum { WHOLE_ROWS = 2 };
+#endif
 /* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
  * a tile. Sums of more wait in a tile of float32. */
 enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
@@ -320,19 +325,29 @@ static int64_t busiest_columns(const product *p, int n_threads, int cols) {
     return cpu_div_up(cpu_div_up(p->N, cols), n_threads) * cols;
 }
 
+/* Rows of a tile where there are about n_rows below one another: as few for the busiest thread as can be. */
+static int tile_rows(const product *p, int n_threads, int n_rows, int n_cols) {
+    int unit = p->kind == PRODUCT_TN ? 16 : WHOLE_ROWS, best = 0, last = n_rows;
+    int64_t least = INT64_MAX;
+    if (p->M > FEW) last = cpu_min(n_rows + n_threads, cpu_max(n_rows, p->M / LEAST_ROWS));
+    for (int n = n_rows; n <= last; n++) {
+        int rows = (int)cpu_round_up(cpu_div_up(p->M, n), unit);
+        int64_t busiest = cpu_div_up(cpu_div_up(p->M, rows) * n_cols, n_threads) * rows;
+        if (busiest >= least - least / 50) continue; /* smaller tiles are slower */
+        least = busiest;
+        best = rows;
+    }
+    return best;
+}
+
 /* Tiles of about the same size, and enough of them for the threads to end together. */
 static int64_t split(product_tiles *t, int n_threads, int most_cols) {
     const product *p = t->p;
     int n_rows = (int)cpu_div_up(p->M, ROWS), n_cols = (int)cpu_div_up(p->N, most_cols);
-    while (n_rows * n_cols < 4 * n_threads) {
-        if (p->N / n_cols >= 2 * LEAST_COLS)
-            n_cols *= 2;
-        else if (p->M / n_rows >= 2 * LEAST_ROWS)
-            n_rows *= 2;
-        else
-            break;
-    }
-    t->rows = cpu_min(ROWS, (int)cpu_round_up(cpu_div_up(p->M, n_rows), 16));
+    int wanted = 4 * n_threads;
+    while (n_rows * n_cols < wanted && p->N / n_cols >= 2 * LEAST_COLS) n_cols *= 2;
+    n_rows = cpu_max(n_rows, cpu_min(p->M / LEAST_ROWS, (int)cpu_div_up(wanted, n_cols)));
+    t->rows = tile_rows(p, n_threads, n_rows, n_cols);
     t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), BLOCK));
     t->n_rows = (int)cpu_div_up(p->M, t->rows);
     int64_t least = busiest_columns(p, n_threads, t->cols);

@@ -59,7 +59,7 @@ class Dataset:
         self.vocab_size = int(meta["vocab_size"])
         self.already_there = False
         self._lock = Lock()
-        self._open: dict[Path, OpenShard] = {}  # those whose tokens were checked
+        self._open: dict[str, OpenShard] = {}  # by file name: those whose tokens were checked
         self._bytes: dict[str, int] = {}  # by split
         self._kinds: dict[str, Kinds] = {}  # by split
         self._shards: dict[str, list[dict[str, Any]]] = {
@@ -232,10 +232,7 @@ class Dataset:
         if split not in self._bytes:
             recorded = int(self.meta["splits"][split]["bytes"])
             if self.meta["version"] < DATASET_VERSION and self.tokenizer.specials:
-                parts = (
-                    part for path in self.shards(split) for part in self._opened(path).blocks()
-                )
-                recorded = sum(map(self.tokenizer.count_bytes, parts))
+                recorded = sum(map(self.tokenizer.count_bytes, self._blocks(split)))
             self._bytes[split] = recorded
         return self._bytes[split]
 
@@ -249,7 +246,7 @@ class Dataset:
         They are compared with vocab_size and the shard's checksum at the first call; GptcError
         names a shard that fails.
         """
-        return read_shard(self._opened(self.shards(split)[i]).path)
+        return read_shard(self._opened(self._shards[split][i]["file"]).path)
 
     def n_unknown(self) -> int:
         """Tokens of all splits for text that the tokenizer has no other token for."""
@@ -259,15 +256,16 @@ class Dataset:
         return sum(int(np.count_nonzero(block == unknown)) for block in self._blocks(ALL))
 
     def _blocks(self, split: str) -> Iterator[Shard]:
-        for path in self.shards(split):
-            yield from self._opened(path).blocks()
+        for record in self._shards[split]:
+            yield from self._opened(record["file"]).blocks()
 
-    def _opened(self, path: Path) -> OpenShard:
-        """A shard, whose content is checked at the first call."""
+    def _opened(self, name: str) -> OpenShard:
+        """A shard by its file name. Its content is checked at the first call."""
         with self._lock:  # training reads in another thread
-            if path in self._open:
-                return self._open[path]
-            shard, record = open_shard(path), self._records[path.name]
+            if name in self._open:
+                return self._open[name]
+            path, record = self.folder / name, self._records[name]
+            shard = open_shard(path)
             largest, found = shard.measured(recorded_checksum(record).partition(":")[0])
             if largest >= self.vocab_size:
                 raise GptcError(
@@ -275,7 +273,7 @@ class Dataset:
                     f"{self.vocab_size}: prepare the dataset again with --force"
                 )
             self._check_content(record, found)
-            self._open[path] = shard
+            self._open[name] = shard
             return shard
 
     def _check_content(self, record: Mapping[str, Any], found: str) -> None:
@@ -292,7 +290,7 @@ class Dataset:
         i = bisect_right(begins, begin) - 1
         done = 0
         while done < len(out):
-            shard = self._opened(self.folder / self._shards[split][i]["file"])
+            shard = self._opened(self._shards[split][i]["file"])
             first = begin + done - begins[i]
             end = min(first + len(out) - done, begins[i + 1] - begins[i])
             out[done : done + end - first] = shard.read(first, end)
@@ -349,7 +347,7 @@ class Dataset:
                 for file in (shard, shard["mask"]) if self.is_chats else (shard,):
                     found = self.folder / file["file"]
                     self._check_content(file, file_checksum(found, like=recorded_checksum(file)))
-                self._opened(path)
+                self._opened(shard["file"])
                 n_done += path.stat().st_size
                 if progress:
                     progress("verifying", n_done, n_bytes)

@@ -36,6 +36,7 @@ class Rows(NamedTuple):
 
 _U64: TypeAlias = npt.NDArray[np.uint64]
 _CHUNK = 1024  # sequences whose places are computed at once
+_BURST = 8  # batches that are asked for at once: a request stops the caller for a while
 
 
 class Loader:
@@ -45,8 +46,8 @@ class Loader:
     tokens from there on, and visits each once, shuffled. In "sequential" order windows follow each
     other from the start of the split. A new epoch begins when the windows are used up.
 
-    While the caller works with a batch, a thread draws the `n_ahead` that follow it. `close` ends
-    the thread; so does the end of the loader.
+    While the caller works with a batch, a thread draws at least the `n_ahead` that follow it.
+    `close` ends the thread; so does the end of the loader.
     """
 
     position: int
@@ -125,7 +126,8 @@ class Loader:
             self._thread = ThreadPoolExecutor(1, "gptc-loader")
         if self._ahead and self._ahead[0][:2] != (self.position, self.batch_size):
             self._forget()
-        while len(self._ahead) <= self._n_ahead:
+        n_more = (_BURST if self._n_ahead else 1) if len(self._ahead) <= self._n_ahead else 0
+        while len(self._ahead) < self._n_ahead + n_more:
             position = self.position + len(self._ahead) * self.batch_size
             drawn = self._thread.submit(self._draw, position, self.batch_size)
             self._ahead.append((position, self.batch_size, drawn))

@@ -61,7 +61,7 @@ class Growth:
     def tokens(self, first: int, last: int) -> int:
         """Tokens of the steps after `first` up to `last`."""
         n, total = self._batch_steps, 0
-        for stage in range(1, STAGES):
+        for stage in range(1, STAGES if first < n else 1):
             begin, end = (-(-n * k // STAGES) for k in (stage - 1, stage))
             batches, rows = self._batches(stage)
             total += max(0, min(last, end) - max(first, begin)) * batches * rows

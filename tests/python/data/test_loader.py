@@ -84,9 +84,15 @@ def test_the_next_batches_are_drawn_meanwhile(
     monkeypatch.setattr(dataset, "read", read)
     with closing(Loader(dataset, "train", 1, 10, n_ahead=3)) as loader:
         loader.next()
-        for _ in range(1 + 3):  # nobody asks for the three that follow
+        for _ in range(3 + 8):  # eight at once, and nobody asks for the three that follow
             assert drawn.acquire(timeout=60)
         assert loader.position == 1
+        for _ in range(7):
+            loader.next()
+        assert not drawn.acquire(timeout=0.05)
+        loader.next()  # before it, three are left
+        for _ in range(8):
+            assert drawn.acquire(timeout=60)
         assert not drawn.acquire(timeout=0.05)
 
 
