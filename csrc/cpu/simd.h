@@ -260,8 +260,10 @@ static inline bf16 bf16_round(float x) {
 }
 
 static inline vf vf_from_bf16(vh x) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16); /* GCC 12 takes halves */
+#if defined(__AVX512F__) /* GCC 12 would take halves */
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#elif defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
 #else
     return (vf)(__builtin_convertvector(x, vu) << 16);
 #endif
