@@ -65,6 +65,7 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
             ask_for_rows(qkv + next.q + q0 * stride, stride, t.nq, HS);
             ask_for_rows(qkv + next.k + q0 * stride, stride, t.nq, HS);
             ask_for_rows(qkv + next.v + q0 * stride, stride, t.nq, HS);
+            ask_for_rows(t.out, ldo, t.nq, HS);
             forward_tile(&t, &w);
         }
     }
@@ -207,7 +208,8 @@ static void pack_head(const backward_task *task, int64_t n, head_place at, buffe
 static void backward_head(const backward_task *task, int64_t n, head_place at, head_place next,
                           buffers *w) {
     const attention_backward *a = task->op;
-    const bf16 *qkv = a->qkv;
+    const bf16 *qkv = a->qkv, *out = a->out, *dout = a->dout;
+    bf16 *dqkv = a->dqkv;
     int HS = a->HS, T = a->T, group = a->NH / a->NKV;
     int64_t stride = (int64_t)(a->NH + 2 * a->NKV) * HS, ldo = (int64_t)a->NH * HS;
     sight sight = sight_of(a->window, a->positions, at.b, T);
@@ -231,15 +233,17 @@ static void backward_head(const backward_task *task, int64_t n, head_place at, h
                     ask_for_rows(qkv + next.q + k0 * stride, stride, nk, HS);
                     ask_for_rows(qkv + next.k + k0 * stride, stride, nk, HS);
                     ask_for_rows(qkv + next.v + k0 * stride, stride, nk, HS);
-                    ask_for_rows((const bf16 *)a->out + next.out + k0 * ldo, ldo, nk, HS);
-                    ask_for_rows((const bf16 *)a->dout + next.out + k0 * ldo, ldo, nk, HS);
+                    ask_for_rows(out + next.out + k0 * ldo, ldo, nk, HS);
+                    ask_for_rows(dout + next.out + k0 * ldo, ldo, nk, HS);
+                    ask_for_rows(dqkv + at.q + k0 * stride, stride, nk, HS);
+                    ask_for_rows(dqkv + at.k + k0 * stride, stride, nk, HS);
+                    ask_for_rows(dqkv + at.v + k0 * stride, stride, nk, HS);
                 }
                 if (t.from < t.to) backward_tile(task, &t, w);
             }
             backward_queries(w, sight, task->head, span, q0, nq);
         }
-        store_turned((bf16 *)a->dqkv + at.q + q0 * stride, stride, w->dq_turned,
-                     task->scoring.scale, nq, HS);
+        store_turned(dqkv + at.q + q0 * stride, stride, w->dq_turned, task->scoring.scale, nq, HS);
     }
 }
 

@@ -173,7 +173,7 @@ static inline float forward_row(const query_tile *t, buffers *w, int r, int k0, 
         if (t->scale_v) e *= vf_get(t->scale_v + k0 + j, cpu_min(LANES, nk - j));
         vf_put(p + j, e, LANES);
     }
-    float shrink = m == w->max[r] ? 1 : exp2f(w->max[r] - m);
+    float shrink = w->sum[r] > 0 ? exp2f(w->max[r] - m) : 1;
     w->sum[r] = w->sum[r] * shrink + vf_sum(total);
     w->max[r] = m;
     return shrink;
