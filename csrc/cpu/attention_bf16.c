@@ -159,7 +159,7 @@ static void backward_queries(const buffers *w, sight sight, head_shape head, int
         if (begin < end)
             multiply(w, w->dq_turned + j, SPAN, w->k_turned + begin, turned_stride(head),
                      w->ds_panels + j / PANEL * panel + (begin - k0) * PANEL, panel, head.HS, n,
-                     end - begin, begin > first);
+                     end - begin, k0 > first);
     }
 }
 
