@@ -113,17 +113,19 @@ static void backward_row(const backward_task *task, const key_tile *t, buffers *
     const float *s = w->s + r * SPAN, *dp = w->dp + r * SPAN;
     const float *lse = w->lse + t->q0, *delta = w->delta + t->q0;
     bf16 *p = w->p + r * SPAN, *ds = w->ds + r * SPAN;
-    int T = task->head.T, begin = t->k0 + r - t->q0;
+    uint64_t index = t->index + (uint64_t)r;
+    int T = task->head.T, drops = task->dropout.p > 0, begin = t->k0 + r - t->q0;
     int end = cpu_min(w->ends[t->k0 + r] - t->q0, t->nq), j = t->from / DQ_COLUMNS * DQ_COLUMNS;
     for (; j < t->from; j += LANES) vf_put(ds + j, vf_set(0), LANES);
     for (; j < t->to; j += LANES) {
         vf pj = vf_load(s + j), dj = vf_load(dp + j), keep = vf_set(1);
-        if (task->dropout.p > 0)
-            keep = dropout_column(task->dropout, t->index + (uint64_t)r + (uint64_t)j * (uint64_t)T,
-                                  T);
-        dj *= keep;
+        if (drops) {
+            keep = dropout_column(task->dropout, index + (uint64_t)j * (uint64_t)T, T);
+            dj *= keep;
+        }
         softmax_gradient(&pj, &dj, task->scoring, vf_load(lse + j), vf_load(delta + j));
-        vf_put(p + j, vf_within(pj * keep, begin - j, end - j, 0), LANES);
+        if (drops) pj *= keep;
+        vf_put(p + j, vf_within(pj, begin - j, end - j, 0), LANES);
         vf_put(ds + j, vf_within(dj, begin - j, end - j, 0), LANES);
     }
     for (; j % DQ_COLUMNS; j += LANES) vf_put(ds + j, vf_set(0), LANES);
@@ -136,8 +138,8 @@ static void backward_tile(const backward_task *task, const key_tile *t, buffers 
     int first = t->from / DQ_COLUMNS * DQ_COLUMNS;
     int64_t stride = (int64_t)(a->NH + 2 * a->NKV) * HS, HS16 = task->head.HS16;
     int64_t rows = pack_panel_size(HS), columns = pack_panel_size(a->T);
-    int64_t panel = pack_panel_size(SPAN), row = query / PANEL * rows,
-            column = (int64_t)query * PANEL;
+    int64_t panel = pack_panel_size(SPAN);
+    int64_t row = query / PANEL * rows, column = (int64_t)query * PANEL;
     multiply(w, w->s + t->from, SPAN, t->k, stride, w->q_rows + row, rows, nk, n, HS, 0);
     multiply(w, w->dp + t->from, SPAN, t->v, stride, w->dout_rows + row, rows, nk, n, HS, 0);
     for (int r = 0; r < nk; r++) backward_row(task, t, w, r);

@@ -163,7 +163,8 @@ static inline float forward_row(const query_tile *t, buffers *w, int r, int k0, 
     for (int j = begin; j < seen.end; j += LANES)
         biggest =
             vf_max(biggest, vf_within(vf_load(s + j), seen.begin - j, seen.end - j, -INFINITY));
-    m = seen.begin < seen.end ? fmaxf(m, vf_max_lane(biggest) * scale) : m;
+    float most = vf_max_lane(biggest) * scale;
+    m = most > m ? most : m;
     for (int j = 0; j < begin; j += LANES) vf_put(p + j, vf_set(0), LANES);
     for (int j = begin; j < nk; j += LANES) {
         vf e = vf_exp2(vf_load(s + j) * scale - m);

@@ -119,10 +119,12 @@ static inline void softmax_gradient(vf *s, vf *ds, scoring how, vf lse_2, vf del
     vf x = *s, slope = vf_set(1);
     if (how.cap > 0) {
         vf t = vf_tanh(x * (how.scale / how.cap));
-        x = t * how.cap, slope = 1.0f - t * t;
+        x = t * how.cap;
+        slope = 1.0f - t * t;
     }
     *s = vf_exp2(x * exp2_scale(how) - lse_2);
-    *ds = *s * (*ds - delta) * slope;
+    *ds = *s * (*ds - delta);
+    if (how.cap > 0) *ds *= slope;
 }
 
 /* Of n products s and gradients ds of probabilities: s = p, the probability by lse, and
