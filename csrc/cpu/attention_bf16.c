@@ -97,14 +97,6 @@ typedef struct key_tile {
     uint64_t index; /* of the probability (query q0, key k0), for dropout */
 } key_tile;
 
-/* The factors of dropout of a key's probabilities, whose rows are T apart. */
-static inline vf dropout_column(gpt_dropout dropout, uint64_t index, int T) {
-    float factors[LANES];
-    for (int j = 0; j < LANES; j++, index += (uint64_t)T)
-        factors[j] = dropout_factor(dropout, index);
-    return vf_load(factors);
-}
-
 /* ds is a b of dq's products, of so many queries each. */
 enum { DQ_COLUMNS = 2 * PANEL };
 
@@ -113,14 +105,14 @@ static void backward_row(const backward_task *task, const key_tile *t, buffers *
     const float *s = w->s + r * SPAN, *dp = w->dp + r * SPAN;
     const float *lse = w->lse + t->q0, *delta = w->delta + t->q0;
     bf16 *p = w->p + r * SPAN, *ds = w->ds + r * SPAN;
-    uint64_t index = t->index + (uint64_t)r;
-    int T = task->head.T, drops = task->dropout.p > 0, begin = t->k0 + r - t->q0;
+    uint64_t index = t->index + (uint64_t)r, T = (uint64_t)task->head.T;
+    int drops = task->dropout.p > 0, begin = t->k0 + r - t->q0;
     int end = cpu_min(w->ends[t->k0 + r] - t->q0, t->nq), j = t->from / DQ_COLUMNS * DQ_COLUMNS;
     for (; j < t->from; j += LANES) vf_put(ds + j, vf_set(0), LANES);
     for (; j < t->to; j += LANES) {
         vf pj = vf_load(s + j), dj = vf_load(dp + j), keep = vf_set(1);
         if (drops) {
-            keep = dropout_column(task->dropout, index + (uint64_t)j * (uint64_t)T, T);
+            keep = dropout_steps(task->dropout, index + (uint64_t)j * T, T);
             dj *= keep;
         }
         softmax_gradient(&pj, &dj, task->scoring, vf_load(lse + j), vf_load(delta + j));
