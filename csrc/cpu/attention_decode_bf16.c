@@ -9,31 +9,31 @@ static void decode_queries(const query_tile *t, const bf16 *k, const bf16 *v, co
                            buffers *w, int heads) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + 1;
     float shrink[HEADS];
-    few_scores score = {.s = w->s, .lds = TILE_K, .k = {.HS = HS}};
-    few_sums sum = {w->sum_q, shrink, w->s, HS16, TILE_K, {.HS = HS}};
+    few_scores score = {.s = w->s, .lds = SPAN, .k = {.HS = HS}};
+    few_sums sum = {w->sum_out, shrink, w->s, HS16, SPAN, {.HS = HS}};
 #if defined(__AVX512BF16__)
     score.q = t->q, score.ldq = HS;
 #else
-    float *q = w->sum_q + (int64_t)HEADS * HS16; /* widened once for all keys */
+    float *q = w->sum_out + (int64_t)HEADS * HS16; /* widened once for all keys */
     score.q = q, score.ldq = HS16;
     for (int h = 0; h < heads; h++)
         FOR_LANES (c, n, HS) vf_put(q + h * HS16 + c, vf_get(t->q + h * HS + c, n), n);
 #endif
-    memset(w->sum_q, 0, sizeof(float) * (size_t)heads * (size_t)HS16);
+    memset(w->sum_out, 0, sizeof(float) * (size_t)heads * (size_t)HS16);
     for (int h = 0; h < heads; h++) w->max[h] = -INFINITY, w->sum[h] = 0;
     for (int k0 = first_seen(t->sight, t->q0), nk; k0 < n_keys; k0 += nk) {
-        nk = score.k.n = sum.v.n = cpu_min(TILE_K, n_keys - k0);
+        nk = score.k.n = sum.v.n = cpu_min(SPAN, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *after = keys + (int64_t)nk * HS;
         score.k.at = (const char *)keys;
         score.k.next = sum.v.at = (const char *)(v + (int64_t)k0 * HS);
         sum.v.next = (const char *)(k0 + nk < n_keys ? after : next);
         few_score[heads](&score);
         for (int h = 0; h < heads; h++)
-            shrink[h] = softmax_row(w->s + h * TILE_K, nk, nk, t->scoring, &w->max[h], &w->sum[h]);
+            shrink[h] = softmax_row(w->s + h * SPAN, nk, nk, t->scoring, &w->max[h], &w->sum[h]);
         few_sum[heads](&sum);
     }
     for (int h = 0; h < heads; h++)
-        round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, 1 / w->sum[h], HS);
+        round_row(t->out + h * HS, w->sum_out + (int64_t)h * HS16, 1 / w->sum[h], HS);
 }
 
 /* ---- int8 ---- */
@@ -47,7 +47,7 @@ static void widen_int8(bf16 *out, int64_t ldo, const int8_t *x, int64_t ldx, int
 /* Packs rows `first` to n - 1 of keys and values as pack_keys and pack_columns do, some at a time; the scales are
  * left to forward_tile. */
 static void pack_int8(buffers *w, const int8_head *x, int first, int n, head_shape head) {
-    enum { WIDTH = TILE_Q * TILE_K / PANEL };
+    enum { WIDTH = TILE * SPAN / PANEL };
     int64_t HS = head.HS, panel = pack_panel_size(head.T);
     for (int t = first; t < n; t += PANEL) {
         int rows = cpu_min(PANEL, n - t);
@@ -67,7 +67,7 @@ static void pack_int8(buffers *w, const int8_head *x, int first, int n, head_sha
 static void int8_decode_queries(const query_tile *t, int8_head head, const int8_t *next, buffers *w,
                                 int heads) {
     int HS = t->head.HS, HS16 = t->head.HS16;
-    int8_queries o = {.sum = w->sum_q,
+    int8_queries o = {.sum = w->sum_out,
                       .ld = HS16,
                       .q = t->q,
                       .head = head,
@@ -77,12 +77,12 @@ static void int8_decode_queries(const query_tile *t, int8_head head, const int8_
                       .heads = heads,
                       .HS = HS,
                       .s = w->s,
-                      .tile = TILE_K,
-                      .memory = w->sum_q + (int64_t)HEADS * HS16,
+                      .tile = SPAN,
+                      .memory = w->sum_out + (int64_t)HEADS * HS16,
                       .next = next};
     int8_attend(&o);
     for (int h = 0; h < heads; h++)
-        round_row(t->out + h * HS, w->sum_q + (int64_t)h * HS16, o.factor[h], HS);
+        round_row(t->out + h * HS, w->sum_out + (int64_t)h * HS16, o.factor[h], HS);
 }
 
 /* ---- a step ---- */
@@ -126,7 +126,7 @@ static void decode_run(const attention_decode *a, query_tile t, int n, int run, 
         t.out = (bf16 *)a->out + ((int64_t)(n + r) * a->NH + h) * HS;
         t.q = (const bf16 *)a->qkv + (n + r) * t.ldq + h * HS;
         t.q0 = a->positions[n] + r;
-        t.nq = run > FEW_ROWS ? cpu_min(TILE_Q, run - r) : 1;
+        t.nq = run > FEW_ROWS ? cpu_min(TILE, run - r) : 1;
         if (run > FEW_ROWS)
             forward_tile(&t, w);
         else if (a->scale_k)

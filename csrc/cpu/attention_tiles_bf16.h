@@ -8,8 +8,13 @@
 #include "kernel.h"
 #include "softmax.h"
 
-/* Few queries, so that little is computed of what the causal mask hides: two tiles of AMX. */
-enum { TILE_Q = LANES == 8 ? 48 : 32, TILE_K = 256 };
+/* Few rows, so that little is computed of what the causal mask hides: a tile of queries and keys has TILE rows
+ * and SPAN columns. AMX multiplies two of its tiles at once, AVX2 widens rows for many columns. */
+#if defined(CPU_AMX)
+enum { TILE = 32, SPAN = 256 };
+#else
+enum { TILE = LANES == 8 ? 48 : 16, SPAN = 256 };
+#endif
 
 /* Sizes of one head, and what of them is rounded up to whole panels. */
 typedef struct head_shape {
@@ -22,23 +27,30 @@ static inline head_shape shape_of(int T, int HS) {
 
 /* The memory of a thread for one head. */
 typedef struct buffers {
-    bf16 *keys;         /* k as rows, transposed: (HS, T) in panels of 16 keys */
-    bf16 *values;       /* v as columns: (T, HS) in panels of 16 channels */
-    float *s;           /* (TILE_Q, TILE_K) scores, then probabilities */
-    float *sum_q;       /* (TILE_Q, HS16) out of a tile, or dq */
-    float *max, *sum;   /* (TILE_Q) */
-    bf16 *p;            /* (TILE_Q, TILE_K) probabilities, or ds */
-    bf16 *values_rows;  /* backward: v as rows, transposed: (HS, T) in panels of 16 keys */
-    bf16 *keys_columns; /* k as columns: (T, HS) in panels of 16 channels */
-    float *ds;          /* (TILE_Q, TILE_K) */
-    bf16 *p_panels;     /* (TILE_Q, TILE_K) in panels of 16 keys */
-    bf16 *ds_panels;    /* the same */
-    bf16 *q_turned;     /* (HS, TILE_Q) */
-    bf16 *dout_turned;  /* (HS, TILE_Q) */
-    float *dk_turned;   /* (HS, T16) */
-    float *dv_turned;   /* (HS, T16) */
+    bf16 *keys;       /* k as rows, transposed: (HS, T) in panels of 16 keys */
+    bf16 *values;     /* v as columns: (T, HS) in panels of 16 channels */
+    float *s;         /* (TILE, SPAN) scores */
+    float *sum_out;   /* (TILE, HS16) out of a tile; twice, for decoding */
+    float *max, *sum; /* (TILE) */
+    bf16 *p;          /* (TILE, SPAN) probabilities */
+    /* Backward: */
+    float *dp;                      /* (TILE, SPAN) */
+    bf16 *ds;                       /* (TILE, SPAN) */
+    bf16 *ds_panels;                /* (SPAN keys, SPAN queries) in panels of 16 queries */
+    bf16 *q_rows, *dout_rows;       /* as keys */
+    bf16 *q_columns, *dout_columns; /* as values */
+    bf16 *k_turned;                 /* (HS, T16), rows turned_stride apart */
+    float *dq_turned;               /* (HS16, SPAN) */
+    float *dk, *dv;                 /* (T, HS16) */
+    float *lse, *delta;             /* (T16): lse in base 2 */
+    int *ends; /* (T): the first query from the key's on that does not see it */
     wide_operands *wide;
 } buffers;
+
+/* Not a power of two, or the rows of a band would meet in a few lines of the first-level cache. */
+static inline int64_t turned_stride(head_shape h) {
+    return h.T16 + 2 * PANEL;
+}
 
 static inline void *take(char **at, size_t *used, int64_t bytes) {
     size_t size = (size_t)cpu_round_up(bytes, 64);
@@ -50,25 +62,30 @@ static inline void *take(char **at, size_t *used, int64_t bytes) {
 /* Lays the buffers out from `at`, or only counts where that is NULL. Returns the bytes. */
 static inline size_t lay_out(buffers *b, char *at, head_shape h, int training) {
     size_t used = 0;
-    int64_t f = sizeof(float), e = sizeof(bf16), tile = TILE_Q * TILE_K;
+    int64_t f = sizeof(float), e = sizeof(bf16), tile = TILE * SPAN;
     int64_t rows = h.T16 * pack_pairs(h.HS) * PAIR, columns = h.HS16 * pack_pairs(h.T) * PAIR;
     b->keys = take(&at, &used, e * rows);
     b->values = take(&at, &used, e * columns);
     b->s = take(&at, &used, f * tile);
-    b->sum_q = take(&at, &used, f * TILE_Q * h.HS16);
-    b->max = take(&at, &used, f * TILE_Q);
-    b->sum = take(&at, &used, f * TILE_Q);
+    b->sum_out = take(&at, &used, f * 2 * TILE * h.HS16);
+    b->max = take(&at, &used, f * TILE);
+    b->sum = take(&at, &used, f * TILE);
     b->p = take(&at, &used, e * tile);
     if (!training) return used;
-    b->values_rows = take(&at, &used, e * rows);
-    b->keys_columns = take(&at, &used, e * columns);
-    b->ds = take(&at, &used, f * tile);
-    b->p_panels = take(&at, &used, e * tile);
-    b->ds_panels = take(&at, &used, e * tile);
-    b->q_turned = take(&at, &used, e * h.HS * TILE_Q);
-    b->dout_turned = take(&at, &used, e * h.HS * TILE_Q);
-    b->dk_turned = take(&at, &used, f * h.HS * h.T16);
-    b->dv_turned = take(&at, &used, f * h.HS * h.T16);
+    b->dp = take(&at, &used, f * tile);
+    b->ds = take(&at, &used, e * tile);
+    b->ds_panels = take(&at, &used, e * SPAN * SPAN);
+    b->q_rows = take(&at, &used, e * rows);
+    b->dout_rows = take(&at, &used, e * rows);
+    b->q_columns = take(&at, &used, e * columns);
+    b->dout_columns = take(&at, &used, e * columns);
+    b->k_turned = take(&at, &used, e * h.HS * turned_stride(h));
+    b->dq_turned = take(&at, &used, f * h.HS16 * SPAN);
+    b->dk = take(&at, &used, f * h.T * h.HS16);
+    b->dv = take(&at, &used, f * h.T * h.HS16);
+    b->lse = take(&at, &used, f * h.T16);
+    b->delta = take(&at, &used, f * h.T16);
+    b->ends = take(&at, &used, (int64_t)sizeof(int) * h.T);
     return used;
 }
 
@@ -106,12 +123,10 @@ static inline void multiply(const buffers *w, float *c, int64_t ldc, const bf16 
     }
 }
 
-/* Dropout of nq x nk numbers, whose first element has this index and whose rows are T apart. */
-static inline void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t index, int T) {
-    if (dropout.p <= 0) return;
-    for (int r = 0; r < nq; r++, s += TILE_K, index += (uint64_t)T)
-        FOR_LANES (j, k, nk)
-            vf_put(s + j, vf_get(s + j, k) * dropout_lanes(dropout, index + (uint64_t)j), k);
+/* Asks for (n, HS) rows that are read soon, and may be far apart. */
+static inline void ask_for_rows(const bf16 *x, int64_t ldx, int n, int HS) {
+    for (int r = 0; r < n; r++, x += ldx)
+        for (int c = 0; c < HS; c += 64 / (int)sizeof(bf16)) ask_for(x + c);
 }
 
 static inline void round_row(bf16 *out, const float *x, float factor, int n) {
@@ -133,6 +148,38 @@ typedef struct query_tile {
     uint64_t index; /* of the probability (q0, key 0), for dropout */
 } query_tile;
 
+/* The scores s of query r of a tile and keys k0 to k0 + nk - 1 become probabilities p relative to the running
+ * maximum, 0 where it does not see the key; up to whole vectors. Returns the factor by which what was summed
+ * before must shrink. */
+static inline float forward_row(const query_tile *t, buffers *w, int r, int k0, int nk) {
+    float *s = w->s + r * SPAN, scale = exp2_scale(t->scoring), m = w->max[r];
+    bf16 *p = w->p + r * SPAN;
+    uint64_t index = t->index + (uint64_t)r * (uint64_t)t->head.T + (uint64_t)k0;
+    seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
+    int begin = seen.begin / LANES * LANES;
+    if (t->scale_k) scale_by(s, t->scale_k + k0, seen.end);
+    if (t->scoring.cap > 0) cap_row(s + begin, seen.end - begin, t->scoring);
+    vf biggest = vf_set(-INFINITY), total = {0};
+    for (int j = begin; j < seen.end; j += LANES)
+        biggest =
+            vf_max(biggest, vf_within(vf_load(s + j), seen.begin - j, seen.end - j, -INFINITY));
+    float most = vf_max_lane(biggest) * scale;
+    m = most > m ? most : m;
+    for (int j = 0; j < begin; j += LANES) vf_put(p + j, vf_set(0), LANES);
+    for (int j = begin; j < nk; j += LANES) {
+        vf e = vf_exp2(vf_load(s + j) * scale - m);
+        e = vf_within(e, seen.begin - j, seen.end - j, 0);
+        total += e;
+        if (t->dropout.p > 0) e *= dropout_lanes(t->dropout, index + (uint64_t)j);
+        if (t->scale_v) e *= vf_get(t->scale_v + k0 + j, cpu_min(LANES, nk - j));
+        vf_put(p + j, e, LANES);
+    }
+    float shrink = w->sum[r] > 0 ? exp2f(w->max[r] - m) : 1;
+    w->sum[r] = w->sum[r] * shrink + vf_sum(total);
+    w->max[r] = m;
+    return shrink;
+}
+
 static inline void forward_tile(const query_tile *t, buffers *w) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + t->nq;
     int first = first_key(t->sight, t->q0);
@@ -140,35 +187,21 @@ static inline void forward_tile(const query_tile *t, buffers *w) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }
-    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
-        int nk = cpu_min(TILE_K, n_keys - k0);
-        multiply(w, w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
-                 pack_panel_size(HS), t->nq, nk, HS, 0);
+    for (int k0 = first; k0 < n_keys; k0 += SPAN) {
+        int nk = cpu_min(SPAN, n_keys - k0);
+        multiply(w, w->s, SPAN, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
+                 pack_panel_size(HS), t->nq, nk, HS, 0); /* s = q k^T */
         for (int r = 0; r < t->nq; r++) {
-            seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
-            float *s = w->s + r * TILE_K, *sum = w->sum_q + (int64_t)r * HS16;
-            if (seen.begin == seen.end) { /* a block of keys that this query does not see */
-                memset(s, 0, sizeof(float) * (size_t)nk);
-                continue;
-            }
-            for (int j = 0; j < seen.begin; j++) s[j] = 0;
-            if (t->scale_k) scale_by(s, t->scale_k + k0, seen.end);
-            float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
-                                       t->scoring, &w->max[r], &w->sum[r]);
+            float shrink = forward_row(t, w, r, k0, nk), *out = w->sum_out + (int64_t)r * HS16;
             if (k0 > first && shrink != 1)
-                FOR_LANES (c, k, HS16) vf_put(sum + c, vf_get(sum + c, k) * shrink, k);
+                FOR_LANES (c, k, HS16) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
-        drop_tile(w->s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->head.T);
-        for (int r = 0; r < t->nq; r++) {
-            if (t->scale_v) scale_by(w->s + r * TILE_K, t->scale_v + k0, nk);
-            round_row(w->p + r * TILE_K, w->s + r * TILE_K, 1, nk);
-        }
-        multiply(w, w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
-                 pack_panel_size(t->head.T), t->nq, HS, nk, k0 > first);
+        multiply(w, w->sum_out, HS16, w->p, SPAN, w->values + (int64_t)k0 * PANEL,
+                 pack_panel_size(t->head.T), t->nq, HS, nk, k0 > first); /* out = p v */
     }
     for (int r = 0; r < t->nq; r++) {
-        round_row(t->out + r * t->ldo, w->sum_q + (int64_t)r * HS16, 1 / w->sum[r], HS);
-        if (t->lse) t->lse[r] = w->max[r] + logf(w->sum[r]);
+        round_row(t->out + r * t->ldo, w->sum_out + (int64_t)r * HS16, 1 / w->sum[r], HS);
+        if (t->lse) t->lse[r] = w->max[r] * LN2 + logf(w->sum[r]);
     }
 }
 

@@ -254,11 +254,37 @@ static inline vf vf_first(vf v, int n, float other) {
 #endif
 }
 
-/* The factors that dropout multiplies elements i, i + 1, … by. */
-static inline vf dropout_lanes(gpt_dropout dropout, uint64_t i) {
+#if defined(__AVX512F__)
+/* The upper 24 bits of counter_bits for 8 counters, a step of the key's multiples apart. */
+static inline __m256i counter_lanes(uint64_t first, uint64_t step) {
+    __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    __m512i z = _mm512_mullo_epi64(lane, _mm512_set1_epi64((long long)step));
+    z = _mm512_add_epi64(z, _mm512_set1_epi64((long long)first));
+    z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 30)),
+                           _mm512_set1_epi64((long long)0xbf58476d1ce4e5b9ull));
+    z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 27)),
+                           _mm512_set1_epi64((long long)0x94d049bb133111ebull));
+    return _mm512_cvtepi64_epi32(_mm512_srli_epi64(z, 40));
+}
+#endif
+
+/* The factors that dropout multiplies elements i, i + step, … by: dropout_factor of each. */
+static inline vf dropout_steps(gpt_dropout dropout, uint64_t i, uint64_t step) {
+#if defined(__AVX512F__)
+    uint64_t first = dropout.key + i * GPT_COUNTER_STEP, apart = step * GPT_COUNTER_STEP;
+    __m512i bits = _mm512_castsi256_si512(counter_lanes(first, apart));
+    bits = _mm512_inserti64x4(bits, counter_lanes(first + 8 * apart, apart), 1);
+    vf u = (vf)_mm512_cvtepi32_ps(bits) * 0x1p-24f;
+    return vf_select(u < dropout.p, vf_set(0), vf_set(1.0f / (1.0f - dropout.p)));
+#else
     float factors[LANES];
-    for (int j = 0; j < LANES; j++) factors[j] = dropout_factor(dropout, i + (uint64_t)j);
+    for (int j = 0; j < LANES; j++, i += step) factors[j] = dropout_factor(dropout, i);
     return vf_load(factors);
+#endif
+}
+
+static inline vf dropout_lanes(gpt_dropout dropout, uint64_t i) {
+    return dropout_steps(dropout, i, 1);
 }
 
 /* ---- bf16 ---- */
@@ -278,7 +304,7 @@ static inline bf16 bf16_round(float x) {
 }
 
 static inline vf vf_from_bf16(vh x) {
-#if defined(__AVX512F__) /* GCC 12 takes halves */
+#if defined(__AVX512F__) /* GCC 12 would take halves */
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
 #elif defined(__AVX2__)
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);

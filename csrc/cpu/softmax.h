@@ -51,6 +51,35 @@ static inline scoring scoring_of(float scale, float cap, int HS) {
     return (scoring){score_scale(scale, HS), cap};
 }
 
+/* The factor that makes powers of 2 of the exponentials of scores. */
+#define LN2   0.693147181f
+#define LOG2E 1.44269504f
+static inline float exp2_scale(scoring how) {
+    return (how.cap > 0 ? 1 : how.scale) * LOG2E;
+}
+
+/* 2^x within 3e-6 of it, for probabilities that are rounded to bf16: a minimax fit on [0, 1]. */
+static inline vf vf_exp2(vf x) {
+#if defined(__AVX512F__)
+    vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf p = f * 1.34267006e-2f + 5.22424467e-2f;
+    p = p * f + 2.41280213e-1f;
+    p = p * f + 6.93044841e-1f;
+    p = p * f + 1.0f;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x); /* by 2^floor(x) */
+#else
+    return vf_exp(x * LN2);
+#endif
+}
+
+/* Lanes begin to end - 1 of v; `other` in the rest. Any may be negative or more than there are. */
+static inline vf vf_within(vf v, int begin, int end, float other) {
+    if (begin <= 0 && end >= LANES) return v;
+    vi lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return vf_select((lane >= begin) & (lane < end), v, vf_set(other));
+}
+
 /* s = cap tanh(scale s / cap), n numbers. */
 static inline void cap_row(float *s, int n, scoring how) {
     float inner = how.scale / how.cap;
@@ -82,6 +111,20 @@ static inline float softmax_row(float *s, int valid, int nk, scoring how, float 
     *sum = *sum * shrink + vf_sum(total);
     *max = m;
     return shrink;
+}
+
+/* Of products s and gradients ds of probabilities: s = p, the probability by lse, and ds = p (ds - delta) times
+ * the derivative of the score but for its scale. lse_2 is lse in base 2. */
+static inline void softmax_gradient(vf *s, vf *ds, scoring how, vf lse_2, vf delta) {
+    vf x = *s, slope = vf_set(1);
+    if (how.cap > 0) {
+        vf t = vf_tanh(x * (how.scale / how.cap));
+        x = t * how.cap;
+        slope = 1.0f - t * t;
+    }
+    *s = vf_exp2(x * exp2_scale(how) - lse_2);
+    *ds = *s * (*ds - delta);
+    if (how.cap > 0) *ds *= slope;
 }
 
 /* Of n products s and gradients ds of probabilities: s = p, the probability by lse, and

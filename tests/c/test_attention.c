@@ -15,7 +15,7 @@ static const sizes cases[] = {
     {1, 129, 6, 1, 2, 0},  {2, 130, 4, 2, 16, 0}, {1, 130, 1, 1, 64, 0},  {1, 31, 3, 1, 33, 0},
     {1, 257, 1, 1, 6, 0},  {5, 17, 3, 3, 7, 0},   {1, 330, 2, 1, 4, 0},   {2, 300, 2, 2, 5, 0},
     {1, 200, 2, 1, 64, 0}, {1, 129, 2, 2, 40, 0}, {1, 140, 2, 1, 128, 0}, {1, 140, 1, 1, 72, 0},
-    {1, 129, 4, 2, 24, 0}, {2, 40, 2, 2, 98, 0},
+    {1, 129, 4, 2, 24, 0}, {2, 40, 2, 2, 98, 0},  {1, 530, 4, 2, 32, 0},
 };
 
 /* The position of each row (B, T) in its document, NULL: a sequence is one. */
@@ -164,7 +164,7 @@ static void test_dropout(void) {
 }
 
 /* Windows of one key, around a panel and a tile, and of more than there is. */
-static const int windows[] = {1, 5, 15, 16, 17, 33, 63, 64, 65, 128, 1000};
+static const int windows[] = {1, 5, 15, 16, 17, 33, 63, 64, 65, 128, 300, 1000};
 /* In short tests a case meets one window. Of the cases from the first of them on, some are longer than it,
  * and each size of head is among them. */
 static int first_case(void) {
