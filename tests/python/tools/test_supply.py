@@ -34,7 +34,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules whose package has another name.
 PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests", "prometheus_client": "prometheus-client"}
 # Imported where one is installed, to compare with it: no extra brings them.
-ONLY_COMPARED = {"llama-cpp"}
+ONLY_COMPARED = {"ctranslate2", "llama-cpp", "onnxruntime-genai", "openvino", "openvino-genai"}
 DIST_INFO = f"gptc-{PROJECT['version']}.dist-info"
 
 sbom = load_tool("sbom")
