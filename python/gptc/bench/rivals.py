@@ -225,15 +225,18 @@ class _Folders:
     threads: int
     n_ctx: int
 
-    def converted(self, name: str, module: str, *options: str) -> Path:
-        """The folder that a converter, which is a module, wrote; `options` with OUT for it."""
-        out = self.model.parent / name
-        command = [sys.executable, "-m", module, *(o.replace("OUT", str(out)) for o in options)]
-        ran = subprocess.run(command, capture_output=True, text=True)
-        if ran.returncode:
-            said = (ran.stderr.strip() or ran.stdout.strip() or "no message").splitlines()[-1]
-            raise GptcError(f"{module} does not convert the model: {said}")
-        return out
+    def place(self, name: str) -> Path:
+        """Where another form of the model goes."""
+        return self.model.parent / name
+
+
+def _convert(module: str, *options: object) -> None:
+    """Runs a converter, which is a module."""
+    command = [sys.executable, "-m", module, *map(str, options)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        said = (ran.stderr.strip() or ran.stdout.strip() or "no message").splitlines()[-1]
+        raise GptcError(f"{module} does not convert the model: {said}")
 
 
 def _llama_cpp(at: _Folders) -> list[Contender]:
@@ -242,7 +245,7 @@ def _llama_cpp(at: _Folders) -> list[Contender]:
 
     source, found = open_checkpoint(at.model), list[Contender]()
     for dtype in ("fp32", "bf16", "q8_0"):
-        file = at.model.parent / f"{dtype}.gguf"
+        file = at.place(f"{dtype}.gguf")
         export_model(source, "gguf", file, dtype=dtype)
         found.append(LlamaCpp(file, dtype, at.threads, at.n_ctx))
     return found
@@ -253,32 +256,32 @@ def _transformers(at: _Folders) -> list[Contender]:
 
 
 def _ctranslate2(at: _Folders) -> list[Contender]:
-    options = ("--model", str(at.named), "--output_dir", "OUT")
-    folder = at.converted("ctranslate2", "ctranslate2.converters.transformers", *options)
-    return [CTranslate2(folder, dtype, at.threads) for dtype in ("fp32", "int8")]
+    out = at.place("ctranslate2")
+    _convert("ctranslate2.converters.transformers", "--model", at.named, "--output_dir", out)
+    return [CTranslate2(out, dtype, at.threads) for dtype in ("fp32", "int8")]
 
 
 def _openvino(at: _Folders) -> list[Contender]:
-    folders = {
-        dtype: at.converted(
-            f"openvino-{dtype}", "optimum.commands.optimum_cli", "export", "openvino",
-            "--model", str(at.named), "--task", "text-generation-with-past",
-            "--weight-format", dtype, "OUT",
-        )
-        for dtype in ("fp32", "int8")
-    }  # fmt: skip
-    places = {"fp32": folders["fp32"], "bf16": folders["fp32"], "int8": folders["int8"]}
+    fp32, int8 = at.place("openvino-fp32"), at.place("openvino-int8")
+    for dtype, out in (("fp32", fp32), ("int8", int8)):
+        _convert(
+            "optimum.commands.optimum_cli", "export", "openvino", "--model", at.named,
+            "--task", "text-generation-with-past", "--weight-format", dtype, out,
+        )  # fmt: skip
+    places = {"fp32": fp32, "bf16": fp32, "int8": int8}
     return [OpenVino(folder, dtype, at.threads) for dtype, folder in places.items()]
 
 
 def _onnxruntime(at: _Folders) -> list[Contender]:
-    def converted(dtype: str) -> Path:
-        return at.converted(
-            f"onnx-{dtype}", "onnxruntime_genai.models.builder", "-i", str(at.named), "-o", "OUT",
-            "-p", dtype, "-e", "cpu", "-c", str(at.model.parent / "onnx-cache"),
+    found: list[Contender] = []
+    for dtype in ("fp32", "int4"):
+        out = at.place(f"onnx-{dtype}")
+        _convert(
+            "onnxruntime_genai.models.builder", "-i", at.named, "-o", out, "-p", dtype,
+            "-e", "cpu", "-c", at.place("onnx-cache"),
         )  # fmt: skip
-
-    return [OnnxRuntime(converted(dtype), dtype, at.threads) for dtype in ("fp32", "int4")]
+        found.append(OnnxRuntime(out, dtype, at.threads))
+    return found
 
 
 @dataclass(frozen=True)

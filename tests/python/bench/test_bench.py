@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from gptc.bench import rivals
 from gptc.cli import cli
+from gptc.files.words import pip_install
 from small_models import make_checkpoint, make_config
 
 Gptc = Callable[..., Any]
@@ -48,7 +49,7 @@ def test_a_rival_that_is_not_installed_is_named(
     for name, rival in rivals.RIVALS.items():
         ran = gptc("bench", "infer", "--preset", "tiny", "--against", name)
         assert ran.code == 1
-        assert f"{name} is not installed; try: pip install {' '.join(rival.packages)}" in ran.err
+        assert f"{name} is not installed; try: {pip_install(*rival.packages)}" in ran.err
 
 
 class Clock(rivals.Writer):
