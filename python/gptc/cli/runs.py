@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,22 +31,24 @@ def _describe(run: Path) -> dict[str, Any]:
     lines, checkpoints = read_records(run / METRICS), list_checkpoints(run)
     last = lines[-1] if lines else {}
     losses = [line["val_loss"] for line in lines if "val_loss" in line]
-    parameters = None
-    with suppress(
-        GptcError
-    ):  # its newest checkpoint is damaged, or the base of its adapters is gone
-        if checkpoints:
-            shapes = open_folder(checkpoints[-1]).config.parameters()
-            parameters = sum(math.prod(shape) for _, shape, _ in shapes)
     newest = checkpoints[-1] if checkpoints else run / METRICS
     return {
         "run": run.name,
         **{name: last.get(name) for name in ("step", "tokens", "elapsed_s", "train_loss")},
         "val_loss": losses[-1] if losses else None,
         "best_val_loss": min(losses, default=None),
-        "parameters": parameters,
+        "parameters": _parameters(checkpoints[-1]) if checkpoints else None,
         "written": datetime.fromtimestamp(newest.stat().st_mtime).isoformat(timespec="seconds"),
     }
+
+
+def _parameters(checkpoint: Path) -> int | None:
+    """None where it is damaged, or the base of its adapters is gone."""
+    try:
+        config = open_folder(checkpoint).config
+    except GptcError:
+        return None
+    return sum(math.prod(shape) for _, shape, _ in config.parameters())
 
 
 def runs_table(runs: list[dict[str, Any]]) -> list[str]:
