@@ -15,10 +15,11 @@ typedef enum product_kind {
     PRODUCT_TN, /* out (M, N) = a (K, M)^T b (K, N):  gradient of the weight, a sum over rows */
 } product_kind;
 
-/* Called for rows row to row + rows - 1, and likewise columns, of the product: y holds them,
- * ldy numbers from row to row. y_twin holds the columns `twin` further on. In bf16 most calls have EPILOGUE columns,
- * and no call has more. */
+/* Columns of most calls of an epilogue in bf16, and no call has more. */
 enum { EPILOGUE = 32 };
+
+/* Called for rows row to row + rows - 1, and likewise columns, of the product: y holds them,
+ * ldy numbers from row to row. y_twin holds the columns `twin` further on. */
 typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin, int ldy, int row,
                                  int rows, int col, int cols);
 
