@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "backend.h"
 
+#include "choice.h"
 #include "cuda_device.h"
 #include "error.h"
 
@@ -70,6 +71,9 @@ __attribute__((unused)) static int has_avx512bf16(void) {
 
 /* Leaf 7 of CPUID: EDX bit 24 is AMX-TILE, 22 AMX-BF16, 25 AMX-INT8 (Intel SDM volume 2A). */
 static int cpu_has_amx(void) {
+#ifdef GPTC_EMULATE_AMX
+    return 1;
+#endif
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 22 & 1) &&
            (d >> 25 & 1);
@@ -78,7 +82,9 @@ static int cpu_has_amx(void) {
 /* Linux saves tile registers only for processes that ask: 18 is XFEATURE_XTILEDATA. Asking again is
  * harmless. */
 static int request_amx(void) {
-#if defined(__linux__) && defined(SYS_arch_prctl)
+#if defined(GPTC_EMULATE_AMX)
+    return 1;
+#elif defined(__linux__) && defined(SYS_arch_prctl)
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
@@ -109,13 +115,18 @@ static const cpu_level levels[] = {
 };
 enum { N_LEVELS = sizeof levels / sizeof *levels, N_DTYPES = GPT_DTYPE_PACKED + 1 };
 
+/* The level that GPTC_CPU_LEVEL names; -1: none. */
+static int named_level(void) {
+    const char *cap = getenv("GPTC_CPU_LEVEL");
+    for (int i = 0; cap && i < N_LEVELS; i++)
+        if (!strcmp(cap, levels[i].name)) return i;
+    return -1;
+}
+
 /* The best level for a dtype that the CPU has, no better than GPTC_CPU_LEVEL where that names one. */
 static const cpu_level *best_level(int dtype) {
-    const char *cap = getenv("GPTC_CPU_LEVEL");
-    int first = 0;
-    for (int i = 0; cap && i < N_LEVELS; i++)
-        if (!strcmp(cap, levels[i].name)) first = i;
-    for (int i = first; i < N_LEVELS; i++)
+    int cap = named_level();
+    for (int i = cap < 0 ? 0 : cap; i < N_LEVELS; i++)
         if (levels[i].ops[dtype] && levels[i].supported()) return &levels[i];
     return &levels[N_LEVELS - 1];
 }
@@ -129,14 +140,49 @@ int gpt_cpu_has_bf16(void) {
     return best_level(GPT_DTYPE_BF16) != best_level(GPT_DTYPE_FP32);
 }
 
+/* Whether level "amx" shares its ops with the one below it, as measured. */
+static int has_choice(void) {
+#ifdef GPTC_HAS_AMX
+    return named_level() < 0 && has_amx();
+#else
+    return 0;
+#endif
+}
+
 const char *gpt_cpu_notice(void) {
 #ifdef GPTC_HAS_AMX
-    const char *cap = getenv("GPTC_CPU_LEVEL");
-    if (cap && strcmp(cap, "amx")) return ""; /* not asked for */
+    if (named_level() > 0) return ""; /* not asked for */
     if (has_avx512bf16() && cpu_has_amx() && !request_amx())
         return "this CPU has AMX, but the system does not let programs use it; it is not used";
+    if (has_choice() && !choice_has_times())
+        return "this CPU has AMX, which is used only where it was measured to be faster; measure "
+               "once, with the "
+               "shapes of your model: gptc bench ops";
 #endif
     return "";
+}
+
+int gpt_cpu_measure(int on) {
+    if (on != 0 && on != 1) return fail(GPT_ERR_ARGUMENT, "on is %d; it must be 0 or 1", on);
+    if (has_choice()) choice_measure(on);
+    return GPT_OK;
+}
+
+int gpt_cpu_times(int i, gpt_level_times *out) {
+    if (!out) return fail(GPT_ERR_ARGUMENT, "gpt_cpu_times: out is NULL");
+    if (i < 0 || !has_choice() || !choice_times(i, out))
+        return fail(GPT_ERR_ARGUMENT, "measured op %d does not exist", i);
+    return GPT_OK;
+}
+
+int gpt_cpu_set_times(const gpt_level_times *times) {
+    if (!times) return fail(GPT_ERR_ARGUMENT, "gpt_cpu_set_times: times is NULL");
+    if (!memchr(times->op, 0, sizeof times->op) || !(times->seconds[0] > 0) ||
+        !(times->seconds[1] > 0))
+        return fail(GPT_ERR_ARGUMENT,
+                    "gpt_cpu_set_times: an op has a name of up to %zu letters, and takes time",
+                    sizeof times->op - 1);
+    return has_choice() ? choice_set_times(times) : GPT_OK;
 }
 
 #ifndef GPTC_HAS_CUDA
@@ -192,6 +238,8 @@ int backend_ops(int device, int dtype, const gpt_ops **out) {
         return built_without_cuda();
 #endif
     }
-    *out = best_level(dtype)->ops[dtype];
+    const cpu_level *level = best_level(dtype);
+    *out = level->ops[dtype];
+    if (has_choice() && level == levels) *out = choice_ops(dtype, level[1].ops[dtype], *out);
     return GPT_OK;
 }

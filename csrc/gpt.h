@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 19
+#define GPT_ABI_VERSION 20
 
 enum gpt_status {
     GPT_OK = 0,
@@ -498,6 +498,14 @@ enum gpt_tensor {
     GPT_TENSOR_RESIDUAL = 16, /* gradients that this rank has not sent: with gpt_options.wire */
 };
 
+/* An op of csrc/ops.h at one shape, on a CPU with AMX. */
+typedef struct gpt_level_times {
+    char op[24];         /* such as "linear_forward" */
+    int32_t dtype, a, b; /* enum gpt_dtype; the numbers of its shape, such as 768 and 3072 */
+    int32_t rows;        /* a power of two: of so many rows, up to twice as many */
+    double seconds[2];   /* of the fastest call on level "avx512bf16", and on "amx" */
+} gpt_level_times;
+
 /* The cost so far of one kind of call: an op of csrc/ops.h at one shape. */
 typedef struct gpt_op_time {
     char name[48]; /* such as "linear_forward 768 x 3072" */
@@ -561,10 +569,18 @@ const char *gpt_last_error(void);
 /* The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16" or "amx".
  * GPTC_CPU_LEVEL caps it. */
 const char *gpt_cpu_level(void);
+/* On level "amx", unless GPTC_CPU_LEVEL names it, an op at a shape uses AMX if that was measured to be faster, and is
+ * "avx512bf16"'s otherwise. For all models: gpt_cpu_measure(1) begins to measure: calls of a shape without times take
+ * both levels in turn, until each has been timed a few times. Results differ in their rounding meanwhile.
+ * gpt_cpu_measure(0) ends that. gpt_cpu_times gives the i-th measurement, GPT_ERR_ARGUMENT past the last;
+ * gpt_cpu_set_times one that was kept. On other levels there is nothing to measure, and measurements are ignored. */
+int gpt_cpu_measure(int on);
+int gpt_cpu_times(int i, gpt_level_times *out);
+int gpt_cpu_set_times(const gpt_level_times *times);
 /* 1 where that level multiplies bf16 as such, so that GPT_DTYPE_BF16 is the faster dtype. With "avx2" it is 0, and
  * bf16 is the faster dtype for text: less memory is read. */
 int gpt_cpu_has_bf16(void);
-/* One line where the CPU could do more than the system lets it; else "". */
+/* One line where the CPU could do more than the system lets it, or than was measured; else "". */
 const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);

@@ -10,7 +10,12 @@
 #endif
 
 /* The best of several short runs: others may be using the machine. */
-enum { RUNS = 8, ROUNDS = 1 << 16, SUMS = 12, COPY_BYTES = 64 << 20, COPY_GRAIN = 1 << 20 };
+enum { RUNS = 8, SUMS = 12, COPY_BYTES = 64 << 20, COPY_GRAIN = 1 << 20 };
+#ifdef GPTC_EMULATE_AMX
+enum { ROUNDS = 1 << 6 };
+#else
+enum { ROUNDS = 1 << 16 };
+#endif
 
 /* ROUNDS products of registers with registers, into sums enough to hide their latency. Returns what
  * keeps the compiler from leaving them out. */

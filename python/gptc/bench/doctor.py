@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptc._version import __version__
-from gptc.engine import library
+from gptc.engine import levels, library
 from gptc.engine.arrays import FloatArray, TokenArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
@@ -96,6 +96,7 @@ def _machine() -> dict[str, Any]:
 
 def _library() -> dict[str, Any]:
     lib = library.load()
+    levels.restore()
     return {
         "path": str(lib.path),
         "version": library.version(),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptc.bench.rivals import BEGIN, Contender, rivals
+from gptc.engine import levels
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.session import Session
@@ -60,6 +61,16 @@ class Ours:
         for _ in range(steps):
             session.decode(tokens, seqs)
         return time.perf_counter() - begin
+
+    def measure_levels(self, batches: Sequence[int], n_prompt: int) -> None:
+        """Times what is about to run on both levels of a CPU with AMX."""
+
+        def run() -> None:
+            for n_seq in batches:
+                self.decode(n_seq, 1)
+            self.prefill(n_prompt)
+
+        levels.measure(run)
 
     def prefill(self, n: int) -> float:
         session = self._session(1, 0)
@@ -118,6 +129,8 @@ def bench_infer(
             for c in contenders:
                 which = "warming up" if turn < 0 else f"turn {turn + 1} of {turns}:"
                 report(f"{which} {c.name}")
+                if turn < 0 and isinstance(c, Ours):
+                    c.measure_levels(batches, n_prompt)
                 took = [c.decode(n, _steps(n)) / _steps(n) for n in batches]
                 took.append(c.prefill(n_prompt))
                 if turn >= 0:

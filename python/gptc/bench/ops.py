@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from gptc.bench.train import import_torch, random_batch
+from gptc.engine import levels
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model, OpTime, ProductTime
 from gptc.engine.options import Options
@@ -25,6 +26,8 @@ def bench_ops(
     Returns plain data: what was run, the machine's `peak_flops` and `peak_bytes`, and `ops`, the
     costliest first; of each the time for one step, and `torch_ratio`, PyTorch's time over ours. On
     a GPU, `products` has each GEMM of its library: shape, epilogue, plan, time, and a `problem`.
+    On a CPU with AMX, `levels` has the times of ops with AVX-512 and with AMX, which are measured
+    first.
     """
     options = options.resolved()
     inputs, targets = random_batch(config, options)
@@ -36,6 +39,8 @@ def bench_ops(
         model.init(options.seed)
         products: dict[str, Callable[[], object]] = {}
         busy = [0.0] * model.threads
+        if options.device == "cpu":
+            levels.measure(lambda: model.train_step(inputs, targets, lr=1e-4))
         for turn in range(-2, steps):  # two to warm up
             begin = time.perf_counter()
             with model.profile() as profile:
@@ -79,6 +84,10 @@ def bench_ops(
             (_product_row(gemm, steps, peak_flops) for gemm in gemms.values()),
             key=lambda row: -row["ms"],
         ),
+        "levels": [
+            one._asdict() | {"level": one.level}
+            for one in (levels.times() if options.device == "cpu" else [])
+        ],
     }
 
 
@@ -171,6 +180,7 @@ def table(bench: dict[str, Any]) -> str:
             + (f"{op['torch_ratio']:10.2f} x" if op["torch_ratio"] else "")
         )
     lines += _product_lines(bench["products"])
+    lines += _level_lines(bench["levels"])
     rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
     lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
     busy = ", ".join(f"{share:.0%}" for share in bench["busy"])
@@ -199,6 +209,18 @@ def _product_lines(products: list[dict[str, Any]]) -> list[str]:
             f"{name:40}{row['calls']:6.0f}{row['ms']:10.3f}{rates if row['ms'] else '':26}  "
             + "; ".join(filter(None, [row["plan"], problem]))
         )
+    return lines
+
+
+def _level_lines(measured: list[dict[str, Any]]) -> list[str]:
+    """All ops of this CPU that were timed with AVX-512 and with AMX."""
+    if not measured:
+        return []
+    lines = [f"{'the fastest call, kept in the cache':40}{'AVX-512 ms':>13}{'AMX ms':>10}  taken"]
+    for one in measured:
+        name = f"{one['op']} {one['a']} x {one['b']}, {one['rows']} rows"
+        lower, upper = (1e3 * s for s in one["seconds"])
+        lines.append(f"{name:40}{lower:13.3f}{upper:10.3f}  {one['level']}")
     return lines
 
 

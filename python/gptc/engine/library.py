@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import sysconfig
 import weakref
@@ -317,8 +318,18 @@ def cpu_level() -> str:
     return str(ffi.string(lib.gpt_cpu_level()).decode())
 
 
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def cpu_notice() -> str:
-    """A line about CPU features that the system disables; "" if there are none."""
+    """A line about CPU features that are not used; "" if there are none."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_notice()).decode())
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gptc.engine import library
+from gptc.engine import levels, library
 from gptc.engine.arrays import (
     FloatArray,
     TokenArray,
@@ -123,6 +123,7 @@ class Model(Uncopied):
         self.config = config
         self.options = options.resolved()
         self.plan = plan_for(config, self.options)
+        levels.restore()
         out = ffi.new("gpt_model **")
         library.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
         self._handle = ffi.gc(out[0], lib.gpt_model_free)

@@ -195,20 +195,11 @@ def _child_seconds() -> float:
 def machine() -> dict[str, Any]:
     """The features of this machine on which the time depends."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": library.cpu_name(),
         "cores": library.load().lib.gpt_cpu_count(),
         "cpu_level": library.cpu_level(),
         "python": platform.python_version(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def append(file: Path, race: Race) -> None:
