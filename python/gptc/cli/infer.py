@@ -351,7 +351,7 @@ def _options(given: dict[str, Any], stop: tuple[str, ...]) -> dict[str, Any]:
     texts = {name: given[name] for name in declared(TextOptions)}
     texts["stop"] = tuple(map(_unescaped, given["stop"])) or stop
     for kind in ("grammar", "json_schema"):
-        if texts[kind] is not None:
+        if texts[kind] is not None and not _is_pattern(kind, texts[kind]):
             what = "JSON schema" if kind == "json_schema" else kind
             texts[kind] = _read_pattern(Path(texts[kind]), what)
     for kind in TextOptions.PATTERNS:
@@ -367,6 +367,11 @@ def _unescaped(text: str) -> str:
     """A stop string in which \\n, \\r, \\t and \\\\ have their usual meaning."""
     escapes = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nrt\\])", lambda m: escapes[m[1]], text)
+
+
+def _is_pattern(kind: str, given: str) -> bool:
+    """Whether a grammar or JSON schema is given as it is, not as the name of its file."""
+    return "::=" in given if kind == "grammar" else given.lstrip().startswith("{")
 
 
 def _read_pattern(path: Path, what: str) -> str:

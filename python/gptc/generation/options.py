@@ -105,10 +105,14 @@ class TextOptions:
         None, "Regular expression that the text must match.", metavar="PATTERN"
     )
     grammar: str | None = option(
-        None, "GBNF grammar; the text must match its rule root.", metavar="FILE"
+        None,
+        "GBNF grammar, in a file or as it is; the text must match its rule root.",
+        metavar="FILE",
     )
     json_schema: str | None = option(
-        None, "JSON schema; the text must be JSON that it allows.", metavar="FILE"
+        None,
+        "JSON schema, in a file or as it is; the text must be JSON that it allows.",
+        metavar="FILE",
     )
     PATTERNS: ClassVar[tuple[str, ...]] = ("regex", "grammar", "json_schema")
 

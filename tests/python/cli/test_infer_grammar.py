@@ -29,14 +29,18 @@ def test_infer_with_a_regex_or_a_grammar(infer: Callable[..., Any], tmp_path: Pa
         assert re.fullmatch("<[a-c]{1,5}>\n", sample["text"])
         assert sample["finish"] == "stop"
     assert infer("-p", "x", "--grammar", tmp_path / "g").out == f"x{samples[0]['text']}\n"
+    assert infer("-p", "x", "--grammar", 'root ::= "ab" "/"*').out.startswith("xab")
 
 
 def test_infer_with_a_json_schema(infer: Callable[..., Any], tmp_path: Path) -> None:
     schema = {"type": "array", "items": {"enum": [1, "é"]}, "minItems": 2, "maxItems": 3}
     (tmp_path / "s.json").write_text(json.dumps(schema))
-    ran = infer("-p", "x", "--json-schema", tmp_path / "s.json", "--num-samples", 4, "--json")
+    given = ("-p", "x", "--num-samples", 4, "--json", "--json-schema")
+    ran = infer(*given, tmp_path / "s.json")
     assert (ran.code, ran.err) == (0, "")
-    for sample in json.loads(ran.out)["samples"]:
+    samples = json.loads(ran.out)["samples"]
+    assert json.loads(infer(*given, " " + json.dumps(schema)).out)["samples"] == samples
+    for sample in samples:
         assert sample["finish"] == "stop"
         value = json.loads(sample["text"])
         assert 2 <= len(value) <= 3
@@ -106,6 +110,8 @@ def test_a_line_that_no_token_continues_stops_no_other(
         (["--regex", "a", "--grammar", "g"], 2, "--regex and --grammar exclude each other"),
         (["--regex", "a", "--beams", "2"], 2, "--beams and --regex exclude each other"),
         (["--grammar", "nowhere"], 1, "cannot read the grammar nowhere: No such file"),
+        (["--grammar", "root ::= b"], 2, "1:10 of the grammar: no rule is called b"),
+        (["--json-schema", '{"type": 3}'], 2, "type"),
         (["--grammar", "{bad}"], 2, "2:7 of the grammar: no rule is called b"),
         (["--grammar", "{bytes}"], 1, "is not UTF-8"),
         (["--regex", "()"], 2, "only the empty text matches the regex"),
