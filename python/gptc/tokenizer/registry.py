@@ -58,6 +58,12 @@ def check_bpe_size(size: int, where: str) -> None:
         )
 
 
+_CHOICES = (
+    f"choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or .model, or a model's file, or the "
+    "folder of a dataset, checkpoint or run"
+)
+
+
 def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
     """A tokenizer of a kind in KINDS ("bpe:SIZE" too), or that in the file or folder `name`.
 
@@ -96,13 +102,12 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
             theirs = read_files(path)
             if theirs is not None:
                 return theirs
+        if path.is_file() and path.suffix != ".json" and read_file(path).lstrip()[:1] != b"{":
+            raise UsageError(f"{path} is not a tokenizer's file: {_CHOICES}")
         return read_tokenizer(path)
     if "/" in name or path.suffix in (".json", ".model"):
         raise UsageError(f"the tokenizer {name} does not exist: check the path")
-    raise UsageError(
-        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
-        ".model, or a model's file, or the folder of a dataset, checkpoint or run"
-    )
+    raise UsageError(f"unknown tokenizer {name!r}: {_CHOICES}")
 
 
 def read_tokenizer(folder_or_file: Path) -> Tokenizer:

@@ -66,6 +66,12 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
             read_tokenizer(path)
 
 
+def test_a_text_is_not_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("once")
+    with pytest.raises(UsageError, match=r"story\.txt is not a tokenizer's file: choose bytes, "):
+        make_tokenizer(str(tmp_path / "story.txt"))
+
+
 def test_an_unknown_kind_lists_the_kinds() -> None:
     with pytest.raises(UsageError, match="bytes, char, gpt2"):
         make_tokenizer("words")
