@@ -154,10 +154,6 @@ const char *gpt_cpu_notice(void) {
     if (named_level() > 0) return ""; /* not asked for */
     if (has_avx512bf16() && cpu_has_amx() && !request_amx())
         return "this CPU has AMX, but the system does not let programs use it; it is not used";
-    if (has_choice() && !choice_has_times())
-        return "this CPU has AMX, which is used only where it was measured to be faster; measure "
-               "once, with the "
-               "shapes of your model: gptc bench ops";
 #endif
     return "";
 }

@@ -32,8 +32,8 @@ static int is_settled(const shape_times *s) {
     return s->calls[0] >= CALLS && s->calls[1] >= CALLS;
 }
 
-/* The op at this shape, added where it is not there; NULL without room. */
-static shape_times *find(const gpt_level_times *key) {
+/* The op at this shape; where it is not there, it is added if that is wanted. NULL without it. */
+static shape_times *find(const gpt_level_times *key, int add) {
     int i = 0;
     for (; i < n_shapes; i++) {
         const gpt_level_times *t = &shapes[i].times;
@@ -41,10 +41,23 @@ static shape_times *find(const gpt_level_times *key) {
             !strcmp(t->op, key->op))
             return &shapes[i];
     }
-    if (i == MOST_SHAPES) return NULL;
+    if (!add || i == MOST_SHAPES) return NULL;
     shapes[i] = (shape_times){.times = *key};
     n_shapes++;
     return &shapes[i];
+}
+
+/* Whether the upper level is faster at the measured shapes of an op together; without any, of all ops. */
+static int prefers_upper(const char *op) {
+    double same[2] = {0}, all[2] = {0};
+    for (const shape_times *s = shapes; s < shapes + n_shapes; s++) {
+        if (!is_settled(s)) continue;
+        for (int level = 0; level < 2; level++) {
+            all[level] += s->times.seconds[level];
+            if (!strcmp(s->times.op, op)) same[level] += s->times.seconds[level];
+        }
+    }
+    return same[0] > 0 ? same[1] < same[0] : all[1] < all[0];
 }
 
 /* One call, on level `level`: 0 the lower, 1 the upper. */
@@ -62,11 +75,13 @@ static call call_begin(const char *op, int dtype, int a, int b, int rows) {
     while (key.rows <= rows / 2) key.rows *= 2;
     pthread_mutex_lock(&lock);
     if (is_measuring || n_shapes > 0) {
-        shape_times *s = find(&key);
+        shape_times *s = find(&key, is_measuring);
         if (s && is_settled(s))
             c.level = s->times.seconds[1] < s->times.seconds[0];
         else if (s && is_measuring)
             c = (call){s, s->calls[1] < s->calls[0], now()};
+        else
+            c.level = prefers_upper(op);
     }
     pthread_mutex_unlock(&lock);
     return c;
@@ -207,14 +222,9 @@ int choice_times(int i, gpt_level_times *out) {
 
 int choice_set_times(const gpt_level_times *times) {
     pthread_mutex_lock(&lock);
-    shape_times *s = find(times);
+    shape_times *s = find(times, 1);
     if (s) *s = (shape_times){*times, {CALLS, CALLS}};
     pthread_mutex_unlock(&lock);
     if (!s) return fail(GPT_ERR_MEMORY, "times of more than %d shapes of ops", MOST_SHAPES);
     return GPT_OK;
-}
-
-int choice_has_times(void) {
-    gpt_level_times first;
-    return choice_times(0, &first);
 }

@@ -569,18 +569,19 @@ const char *gpt_last_error(void);
 /* The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16" or "amx".
  * GPTC_CPU_LEVEL caps it. */
 const char *gpt_cpu_level(void);
-/* On level "amx", unless GPTC_CPU_LEVEL names it, an op at a shape uses AMX if that was measured to be faster, and is
- * "avx512bf16"'s otherwise. For all models: gpt_cpu_measure(1) begins to measure: calls of a shape without times take
- * both levels in turn, until each has been timed a few times. Results differ in their rounding meanwhile.
- * gpt_cpu_measure(0) ends that. gpt_cpu_times gives the i-th measurement, GPT_ERR_ARGUMENT past the last;
- * gpt_cpu_set_times one that was kept. On other levels there is nothing to measure, and measurements are ignored. */
+/* On level "amx", unless GPTC_CPU_LEVEL names it, an op uses AMX where that was measured to be faster, and is
+ * "avx512bf16"'s elsewhere. A shape without times is as those of the same op together, or as all; without any times, AMX
+ * is not used. For all models: gpt_cpu_measure(1) begins to measure: calls of a shape without times take both levels in
+ * turn, until each has been timed a few times. Results differ in their rounding meanwhile. gpt_cpu_measure(0) ends that.
+ * gpt_cpu_times gives the i-th measurement, GPT_ERR_ARGUMENT past the last; gpt_cpu_set_times one that was kept. On
+ * other levels there is nothing to measure, and measurements are ignored. */
 int gpt_cpu_measure(int on);
 int gpt_cpu_times(int i, gpt_level_times *out);
 int gpt_cpu_set_times(const gpt_level_times *times);
 /* 1 where that level multiplies bf16 as such, so that GPT_DTYPE_BF16 is the faster dtype. With "avx2" it is 0, and
  * bf16 is the faster dtype for text: less memory is read. */
 int gpt_cpu_has_bf16(void);
-/* One line where the CPU could do more than the system lets it, or than was measured; else "". */
+/* One line where the CPU could do more than the system lets it; else "". */
 const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);

@@ -1,7 +1,8 @@
 """Where AMX is faster than AVX-512, as measured: once for a CPU, a version and a shape of an op.
 
-The library takes AMX only where it was measured to be faster (`gpt_cpu_measure` in gpt.h). `gptc
-bench` measures; the times are kept in the cache, and every process reads them as it begins.
+The library takes AMX only where it was measured to be faster (`gpt_cpu_measure` in gpt.h). The
+first model of a machine measures ops of a common shape, and `gptc bench` those of its model. The
+times are kept in the cache, where every process reads them as it begins.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 
 LEVELS = ("avx512bf16", "amx")
+_is_restored = False
 _CALLS = 2 * 4  # of one shape, until the library has timed it on both levels
 
 
@@ -94,14 +95,21 @@ def _write(measured: list[LevelTimes]) -> None:
         return
 
 
-@lru_cache(maxsize=1)
-def restore() -> None:
+def restore(measure_some: Callable[[], object]) -> None:
     """Gives the library the times of this CPU and this version, once.
 
-    A file that is damaged, or of others, has none, and is replaced when something is measured.
+    A file that is damaged, or of others, has none. `measure_some` makes the first ones.
     """
-    if not has_choice():
+    global _is_restored
+    if _is_restored or not has_choice():
         return
+    _is_restored = True  # what is measured is a model too
+    _read()
+    if not times():
+        measure_some()
+
+
+def _read() -> None:
     ffi, lib, _ = library.load()
     try:
         content = json.loads(_file().read_bytes())

@@ -329,7 +329,7 @@ def cpu_name() -> str:
 
 
 def cpu_notice() -> str:
-    """A line about CPU features that are not used; "" if there are none."""
+    """A line about CPU features that the system disables; "" if there are none."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_notice()).decode())
 

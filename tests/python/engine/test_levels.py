@@ -75,8 +75,8 @@ def _restored(version: str = "1.2") -> list[LevelTimes]:
     whole = library.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load", lambda: library.Library(whole.ffi, lib, whole.path))
-        levels.restore.cache_clear()
-        levels.restore()
+        patch.setattr(levels, "_is_restored", False)
+        levels.restore(lambda: None)
     return lib.held
 
 
@@ -84,6 +84,20 @@ def test_times_come_back(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _kept(monkeypatch)
     assert _restored() == [_FAST, _SLOW]
     assert [one.level for one in _restored()] == ["amx", "avx512bf16"]
+
+
+def test_the_first_model_measures(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, _Library([]))
+    monkeypatch.setattr(levels, "has_choice", lambda: True)
+    monkeypatch.setattr(levels, "_is_restored", False)
+    runs = []
+    for _ in range(2):
+        levels.restore(lambda: runs.append(1))
+    assert runs == [1]
+    _kept(monkeypatch)
+    monkeypatch.setattr(levels, "_is_restored", False)
+    levels.restore(lambda: runs.append(1))
+    assert runs == [1]
 
 
 def test_times_are_of_one_cpu_and_one_version(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +174,4 @@ def test_bench_ops_measures_both_levels(cache: Path, monkeypatch: pytest.MonkeyP
     assert {"linear_forward", "attention_backward", "classifier_backward"} <= names
     assert lines.count("taken") == 1
     assert {one["op"] for one in json.loads(cache.read_text())["times"]} == names
+    assert {(one["a"], one["b"]) for one in result["levels"]} >= {(96, 288), (96, 97)}
