@@ -14,12 +14,16 @@
 #endif
 
 /* A level's tables by enum gpt_dtype. */
+#define DECLARE_QUANT(level)                                                                       \
+    extern const gpt_ops cpu_int8_##level##_ops, cpu_int4_##level##_ops, cpu_packed_##level##_ops
 #define DECLARE_BF16(level)                                                                        \
-    extern const gpt_ops cpu_bf16_##level##_ops, cpu_int8_##level##_ops, cpu_int4_##level##_ops,   \
-        cpu_packed_##level##_ops
+    extern const gpt_ops cpu_bf16_##level##_ops;                                                   \
+    DECLARE_QUANT(level)
 #define DECLARE(level)                                                                             \
     extern const gpt_ops cpu_fp32_##level##_ops;                                                   \
     DECLARE_BF16(level)
+#define TABLES_QUANT(level)                                                                        \
+    {NULL, NULL, &cpu_int8_##level##_ops, &cpu_int4_##level##_ops, &cpu_packed_##level##_ops}
 #define TABLES_BF16(level)                                                                         \
     {NULL, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops, &cpu_int4_##level##_ops,              \
      &cpu_packed_##level##_ops}
@@ -30,6 +34,7 @@ DECLARE(portable);
 #ifdef GPTC_X86
 DECLARE(avx2);
 DECLARE(avx512);
+DECLARE_QUANT(avx512vnni);
 DECLARE_BF16(avx512bf16);
 DECLARE_BF16(amx);
 #endif
@@ -64,9 +69,12 @@ __attribute__((unused)) static int has_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+__attribute__((unused)) static int has_avx512vnni(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
 __attribute__((unused)) static int has_avx512bf16(void) {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("avx512vnni");
+    return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
 /* Leaf 7 of CPUID: EDX bit 24 is AMX-TILE, 22 AMX-BF16, 25 AMX-INT8 (Intel SDM volume 2A). */
@@ -105,6 +113,9 @@ static const cpu_level levels[] = {
 #ifdef GPTC_HAS_AVX512BF16
     {"avx512bf16", TABLES_BF16(avx512bf16), has_avx512bf16},
 #endif
+#ifdef GPTC_HAS_AVX512VNNI
+    {"avx512vnni", TABLES_QUANT(avx512vnni), has_avx512vnni},
+#endif
 #ifdef GPTC_HAS_AVX512
     {"avx512", TABLES(avx512), has_avx512},
 #endif
@@ -131,9 +142,9 @@ static const cpu_level *best_level(int dtype) {
     return &levels[N_LEVELS - 1];
 }
 
-/* Every level has bf16; the best ones have nothing else. */
+/* Every level has quantized weights. */
 const char *gpt_cpu_level(void) {
-    return best_level(GPT_DTYPE_BF16)->name;
+    return best_level(GPT_DTYPE_INT8)->name;
 }
 
 int gpt_cpu_has_bf16(void) {

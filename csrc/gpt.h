@@ -566,7 +566,7 @@ int gpt_abi_version(void);
 const char *gpt_version(void);
 /* The calling thread's last error, one sentence without a newline; "" when there was none. */
 const char *gpt_last_error(void);
-/* The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16" or "amx".
+/* The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512vnni", "avx512bf16" or "amx".
  * GPTC_CPU_LEVEL caps it. */
 const char *gpt_cpu_level(void);
 /* On level "amx", unless GPTC_CPU_LEVEL names it, an op uses AMX where that was measured to be faster, and is

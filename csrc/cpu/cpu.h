@@ -14,9 +14,9 @@
 #define CPU_NAME(name)                CPU_JOIN(CPU_DTYPE, CPU_LEVEL, name)
 
 /* Quantized tables (CPU_QUANT) have bf16 activations, and take from the bf16 table all functions that
- * see no weights. They share the others: table.c has one of them for each way to make weights. */
+ * see no weights, at CPU_ACTS_LEVEL. They share the others: table.c has one of them for each way to make weights. */
 #ifdef CPU_QUANT
-#define CPU_ACTS_NAME(name) CPU_JOIN(bf16, CPU_LEVEL, name)
+#define CPU_ACTS_NAME(name) CPU_JOIN(bf16, CPU_ACTS_LEVEL, name)
 #else
 #define CPU_ACTS_NAME(name) CPU_NAME(name)
 #endif

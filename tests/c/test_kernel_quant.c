@@ -14,6 +14,7 @@
 DECLARE(portable);
 DECLARE(avx2);
 DECLARE(avx512);
+DECLARE(avx512vnni);
 DECLARE(avx512bf16);
 DECLARE(amx);
 
@@ -34,6 +35,9 @@ static const struct {
 #endif
 #ifdef GPTC_HAS_AVX512
     {"avx512", &cpu_quant_avx512_quant_level, 5},
+#endif
+#ifdef GPTC_HAS_AVX512VNNI
+    {"avx512vnni", &cpu_quant_avx512vnni_quant_level, 5},
 #endif
 #ifdef GPTC_HAS_AVX512BF16
     {"avx512bf16", &cpu_quant_avx512bf16_quant_level, 5},

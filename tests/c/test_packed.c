@@ -94,7 +94,7 @@ static double distance(const float *a, const float *b, int64_t n) {
 }
 
 /* The levels of a CPU, and a GPU, where GPTC_TEST_TABLES names it or is not set. False where it is missing. */
-static const char *const targets[] = {"cpu portable",   "cpu avx2", "cpu avx512",
+static const char *const targets[] = {"cpu portable",   "cpu avx2", "cpu avx512", "cpu avx512vnni",
                                       "cpu avx512bf16", "cpu amx",  "cuda"};
 
 static int is_gpu(int target) {
