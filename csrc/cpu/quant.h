@@ -25,7 +25,7 @@
 #define CPU_QUANT_H
 
 #include "block_types.h"
-#include "pack.h"
+#include "pairs_bf16.h"
 
 #include <float.h>
 #if defined(__SSE2__)
@@ -37,7 +37,6 @@ enum {
     QUADS = QUANT_GROUP / QUAD,
     SECTION = QUANT_BLOCK / QUANT_GROUP, /* groups */
     CHUNK_BYTES = PANEL * QUAD,
-    VECTORS = PANEL / LANES,
 };
 
 /* ---- a matrix in memory ---- */
@@ -299,7 +298,7 @@ static inline quad_halves halves_of(vb u) {
 }
 
 /* sum + both products of u with the two numbers of 16 bits in a. */
-static inline vi pairs_dot(vi sum, vs u, int32_t a) {
+static inline vi words_dot(vi sum, vs u, int32_t a) {
 #if defined(__AVX512F__)
     return sum + (vi)_mm512_madd_epi16((__m512i)u, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)
