@@ -163,20 +163,32 @@ typedef void pairs_band_fn(float *c, const pairs_section *s, const pair_rows *a,
 static pairs_band_fn *const pairs_band_of[] = {
     NULL, pairs_band_1, pairs_band_2, pairs_band_3, pairs_band_4, pairs_band_5, pairs_band_6};
 
-/* c (rows, the columns of BAND_PANELS apart; panels) += a b over all groups, of rows from `row` on, in as few bands as
- * can be, of about the same size. */
+/* Asks for the lines from *at on, unless it is NULL, and moves it on. */
+static inline void ask_for_lines(const uint8_t **at, int lines) {
+    if (!*at) return;
+    for (int i = 0; i < lines; i++) ask_for(*at + i * 64);
+    *at += lines * 64;
+}
+
+/* c (rows, LD_PAIRS apart; panels) += a b over all groups, of rows from `row` on, in as few bands as can be, of about
+ * the same size. They ask for the next section, and those of the last one for the begin of `next`. */
 SPECIALIZED void quant_pairs(quant_form f, float *c, const pair_rows *a, int row, int rows,
                              const panel_part *b, int panels) {
     pairs_section s;
     s.halves = quant_halves(f), s.minima = f.rows == 2, s.of_block = f.scale == SCALE_INT8;
-    int64_t at = 0;
-    for (s.group = 0; s.group < a->groups;
-         s.group += SECTION, at += quant_section_bytes(f, SECTION)) {
+    int64_t at = 0, bytes = quant_section_bytes(f, SECTION);
+    for (s.group = 0; s.group < a->groups; s.group += SECTION, at += bytes) {
         s.groups = cpu_min(SECTION, a->groups - s.group);
-        for (int i = 0; i < panels; i++) open_pairs(f, &s, i, b[i].at + at);
+        const uint8_t *ask[BAND_PANELS];
+        for (int i = 0; i < panels; i++) {
+            ask[i] = s.group + SECTION < a->groups ? b[i].at + at + bytes : b[i].next;
+            open_pairs(f, &s, i, b[i].at + at);
+        }
         int n_bands = (int)cpu_div_up(rows, PAIRS_BAND);
+        int lines = (int)cpu_div_up(bytes, 64 * (int64_t)n_bands);
         for (int r = 0, M; r < rows; r += M, n_bands--) {
             M = (int)cpu_div_up(rows - r, n_bands);
+            for (int i = 0; i < panels; i++) ask_for_lines(&ask[i], lines);
             pairs_band_of[M](c + r * LD_PAIRS, &s, a, row + r, panels);
         }
     }

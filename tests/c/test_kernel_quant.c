@@ -156,17 +156,23 @@ static void multiply(int form, float *c, const rounded_rows *a, const uint8_t *b
 /* The same by those of many, which take them in two parts here. */
 static void multiply_pairs(int form, float *c, const pair_rows *a, const uint8_t *b, int rows,
                            int panels, int K) {
-    quant_form f = quant_forms[form];
-    int first = rows / 3;
-    panel_part parts[2];
+    int64_t size = quant_panel_bytes(quant_forms[form], K);
     float *sums = host_floats((int64_t)rows * LD_PAIRS);
-    for (int p = 0; p < panels; p++) parts[p] = panel_from(f, b + p * quant_panel_bytes(f, K), 0);
-    for (int r = 0; r < rows; r++)
-        memcpy(sums + r * LD_PAIRS, c + r * COLS, sizeof *c * (size_t)(panels * PANEL));
-    level->pairs_kernels[form](sums, a, 0, first, parts, panels);
-    level->pairs_kernels[form](sums + first * LD_PAIRS, a, first, rows - first, parts, panels);
-    for (int r = 0; r < rows; r++)
-        memcpy(c + r * COLS, sums + r * LD_PAIRS, sizeof *c * (size_t)(panels * PANEL));
+    int first = rows / 3, n;
+    for (int p = 0; p < panels; p += n, c += n * PANEL) {
+        panel_part parts[BAND_PANELS];
+        n = cpu_min(panels - p, BAND_PANELS);
+        for (int i = 0; i < n; i++) {
+            parts[i] = panel_from(quant_forms[form], b + (p + i) * size, 0);
+            parts[i].next = rows % 2 ? parts[i].at : NULL;
+        }
+        for (int r = 0; r < rows; r++)
+            memcpy(sums + r * LD_PAIRS, c + r * COLS, sizeof *c * (size_t)(n * PANEL));
+        if (first > 0) level->pairs_kernels[form](sums, a, 0, first, parts, n);
+        level->pairs_kernels[form](sums + first * LD_PAIRS, a, first, rows - first, parts, n);
+        for (int r = 0; r < rows; r++)
+            memcpy(c + r * COLS, sums + r * LD_PAIRS, sizeof *c * (size_t)(n * PANEL));
+    }
 }
 
 static rounded_rows *rounded(quant_form f, const bf16 *x, int rows, int K) {
@@ -245,6 +251,28 @@ static void check(int form, int rows, int panels, int K) {
     }
 }
 
+/* Groups whose products are as large as can be and have one sign, with small activations among large ones: sums have
+ * all the bits that they may have, and are the same in pairs. */
+static void check_largest(int form) {
+    enum { ROWS_HERE = 8, K = 96 };
+    quant_form f = quant_forms[form];
+    test_case("%s, largest sums", names[form]);
+    uint8_t *b = random_panels(f, 1, K);
+    for (int g = 0; g < K / QUANT_GROUP; g++)
+        memset(parts_at(f, b, K, g).chunks, f.bits == 8 ? 1 : 0xff, (size_t)f.bits * 64);
+    bf16 *x = test_alloc(&test.host, sizeof *x * ROWS_HERE * K);
+    for (int i = 0; i < ROWS_HERE * K; i++)
+        x[i] = bf16_round(i % 5 ? 128.0f + (float)random_below(128)
+                                : (float)(2 * random_below(64) + 1) / 64);
+    float *c = host_floats(ROWS_HERE * COLS), *many = host_floats(ROWS_HERE * COLS);
+    memset(c, 0, sizeof *c * ROWS_HERE * COLS);
+    memset(many, 0, sizeof *c * ROWS_HERE * COLS);
+    multiply(form, c, rounded(f, x, ROWS_HERE, K), b, ROWS_HERE, 1, K);
+    pair_rows in_pairs = pairs_of_rows(f, x, ROWS_HERE, K);
+    multiply_pairs(form, many, &in_pairs, b, ROWS_HERE, 1, K);
+    EXPECT(!memcmp(many, c, sizeof *c * ROWS_HERE * COLS));
+}
+
 /* Rounding: to the nearest multiple of 2^(1 - bits) of the power of two below the largest of each group. So bf16
  * numbers are as they were, but for smaller ones than 2^7 multiples. In pairs, rows hold these multiples. */
 static void check_rounding(int form, int bits) {
@@ -292,6 +320,7 @@ static void check_products(void) {
         for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += step)
             for (int panels = 1; panels <= 2; panels++)
                 check(form, rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
+    for (int form = 0; form < TEST_COUNT(names) && level->pairs; form++) check_largest(form);
 }
 
 enum { M = 5, K = 3 * QUANT_BLOCK - 7, ROW = 3, COLUMN = 6, AT = 9 }; /* AT: a group of 32 */
