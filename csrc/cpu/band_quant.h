@@ -184,8 +184,9 @@ SPECIALIZED void add_groups(float *y, int64_t ld, const open_section *s, const r
                 UNROLL
                 for (int v = 0; v < n; v++) {
                     float *to = y + m * ld + v * LANES;
-                    vf x = __builtin_convertvector(sums.x[m][v], vf) * at.scale[m * NEXT_SCALE];
-                    vf_store(to, vf_load(to) + x * vf_load(scales + v * LANES));
+                    vf x = __builtin_convertvector(sums.x[m][v], vf);
+                    vf_store(to, add_scaled(vf_load(to), x, at.scale[m * NEXT_SCALE],
+                                            vf_load(scales + v * LANES)));
                 }
             }
             scales += BAND_PANELS * PANEL;

@@ -79,8 +79,9 @@ SPECIALIZED void row_group(quant_form f, row_sums *sums, const row_section *s, i
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
             vi sum = group.x[half][v] - zeros;
-            vf x = __builtin_convertvector(sum, vf) * s->a->scale[s->row][s->group + g];
-            sums->x[v] += x * quant_scale(f, scales, half, 0, v);
+            vf x = __builtin_convertvector(sum, vf);
+            sums->x[v] = add_scaled(sums->x[v], x, s->a->scale[s->row][s->group + g],
+                                    quant_scale(f, scales, half, 0, v));
         }
     }
 }

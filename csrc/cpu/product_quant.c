@@ -4,9 +4,10 @@
 #include "unpacked_quant.h"
 
 enum { BLOCK = 32 /* columns of an epilogue */ };
-/* Up to FEW rows, panels come from memory and are asked for: those that follow, or by one row, which
- * is over so soon, the terms NEAR in the same ones. */
-enum { FEW = 64, NEAR = 24 * CHUNK_BYTES };
+/* Up to FEW rows, panels come from memory and are asked for: those that follow, or by one row, which is over so soon,
+ * the terms so many bytes further in the same ones. With fewer than 8 bits a row takes longer for a byte, and the
+ * processor's own prefetching, which is near, is late (measured with Zen 4). */
+enum { FEW = 64, NEAR = 24 * CHUNK_BYTES, FAR = 4 * NEAR };
 /* More rows than PAIRS_LEAST are multiplied in pairs. A tile of them has two panels, which are unpacked once for as many
  * rows as there is room for sums. */
 enum { PAIRS_LEAST = 32, PAIRS_ROWS = ROWS * COLS / LD_PAIRS };
@@ -68,12 +69,14 @@ static tile tile_at(const product_tiles *t, int64_t i) {
                   .in_part = in_part};
 }
 
-/* What is asked for while a panel of so many bytes is multiplied; NULL: nothing. */
-static const uint8_t *next_of(const product_tiles *t, const uint8_t *panel, int64_t bytes) {
+/* What is asked for while a panel is multiplied; NULL: nothing. */
+static const uint8_t *next_of(const product_tiles *t, quant_form f, const uint8_t *panel) {
+    int64_t bytes = quant_panel_bytes(f, t->p->K);
     if (t->pairs.a) /* if threads take turns, the thread's next tile */
         return t->n_rows == 1 ? panel + t->ctx->n_threads * BAND_PANELS * bytes : NULL;
     if (t->p->M > FEW) return NULL;
-    return panel + (t->p->M == 1 ? NEAR : BAND_PANELS * bytes);
+    if (t->p->M > 1) return panel + BAND_PANELS * bytes;
+    return panel + (f.bits == 8 ? NEAR : FAR);
 }
 
 /* sums (rows, cols) += the terms k to k + terms - 1, by the weights of a part. Rows in pairs have all terms. */
@@ -89,7 +92,7 @@ static void multiply(const product_tiles *t, float *sums, const rounded_rows *a,
         for (int i = 0; i < panels; i++) {
             int64_t panel = (at->in_part + c) / PANEL + i;
             b[i] = panel_from(f, (const uint8_t *)t->w + w->at + panel * size, k / QUANT_GROUP);
-            b[i].next = next_of(t, b[i].at, size);
+            b[i].next = next_of(t, f, b[i].at);
         }
         if (t->pairs.a) {
             quant_pairs_kernels[w->form](sums, &t->pairs, at->row, at->rows, b, panels);

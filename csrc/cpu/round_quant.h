@@ -54,6 +54,11 @@ static inline int rounded_bits(int weight_bits) {
     return PAIRS && weight_bits == 8 ? ROUNDED_BITS - 2 : ROUNDED_BITS;
 }
 
+/* sum + x by the scales of a row's group and of columns: in the order of pairs, or the faster one without them. */
+static inline vf add_scaled(vf sum, vf x, float of_row, vf of_columns) {
+    return PAIRS ? sum + x * of_row * of_columns : sum + x * of_columns * of_row;
+}
+
 /* A power of two, so that only numbers far smaller than the largest have bits to lose. 0 for groups
  * without a number that counts. */
 static inline float group_scale(float largest, int rounded) {
