@@ -1,5 +1,5 @@
-/* kernel_quant.h: products of rows rounded to 15 bits with weights of 4 to 8 bits, see quant.h. Groups
- * of terms are summed as integers, on vectors or, for 16 rows at a time, on tiles of AMX. */
+/* kernel_quant.h: products of rounded rows with weights of 4 to 8 bits, see quant.h. Groups of terms are summed as
+ * integers, on vectors or, for 16 rows at a time, on tiles of AMX; of many rows as pairs of bf16 numbers. */
 #ifndef CPU_KERNEL_QUANT_H
 #define CPU_KERNEL_QUANT_H
 

@@ -1,7 +1,7 @@
-/* pairs_quant.h: many rows with weights of 4 to 8 bits, as bf16 numbers. The rows, rounded as in round_quant.h, are such
- * numbers already. A weight's integer, without its zero, is one too. So a section of two panels becomes pairs of them
- * once for all rows of a tile (pack.h). Sums of a group are float32, which are exact (rounded_bits), and meet their
- * scales as those of integers do: a row has the same bits in both ways. */
+/* pairs_quant.h: many rows with weights of 4 to 8 bits, as bf16 numbers. Rows that are rounded (round_quant.h) are such
+ * numbers, and so is a weight's integer without its zero. A section of two panels becomes pairs of them (pack.h) once
+ * for all rows of a tile. A group's sum in float32 is exact (rounded_bits), and meets its scale as that of integers
+ * does: a row has the same bits in both ways. */
 #ifndef CPU_PAIRS_QUANT_H
 #define CPU_PAIRS_QUANT_H
 

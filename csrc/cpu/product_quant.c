@@ -8,8 +8,8 @@ enum { BLOCK = 32 /* columns of an epilogue */ };
  * the terms so many bytes further in the same ones. With fewer than 8 bits a row takes longer for a byte, and the
  * processor's own prefetching, which is near, is late (measured with Zen 4). */
 enum { FEW = 64, NEAR = 24 * CHUNK_BYTES, FAR = 4 * NEAR };
-/* More rows than PAIRS_LEAST are multiplied in pairs. A tile of them has two panels, which are unpacked once for as many
- * rows as there is room for sums. */
+/* More rows than PAIRS_LEAST are multiplied in pairs. A tile of them has two panels, which are unpacked once for as
+ * many rows as there is room for sums. */
 enum { PAIRS_LEAST = 32, PAIRS_ROWS = ROWS * COLS / LD_PAIRS };
 
 /* A thread's scratch. */
@@ -183,7 +183,7 @@ static void multiply_pairs(product_tiles *t) {
         t->M = cpu_min(most, p->M - t->first);
         if (totals) a->totals = (float *)(memory + t->M * row_bytes);
         cpu_parallel(t->ctx, round_to_pairs, t, t->M, 4);
-        t->rows = cpu_min(PAIRS_ROWS, t->M);
+        t->rows = (int)cpu_div_up(t->M, cpu_div_up(t->M, PAIRS_ROWS));
         for (;;) {
             t->n_rows = (int)cpu_div_up(t->M, t->rows);
             if (count_tiles(t) >= 4 * t->ctx->n_threads || t->rows < 2 * ROWS) break;

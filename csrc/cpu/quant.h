@@ -2,8 +2,8 @@
  *
  * A weight is scale * (u - zero) + minimum, u an unsigned integer. Terms of a sum are taken in groups
  * of 32 or 16, each with one scale, and perhaps one minimum, for each output. Activations are rounded
- * in groups of 32 as they come (15 bits, a float32 scale for a row's group), so that a group is integer
- * products and one or two of floats.
+ * in groups of 32 as they come (round_quant.h; a float32 scale for a row's group), so that a group is integer
+ * products, or exact ones of bf16 numbers (pairs_quant.h), and one or two of floats.
  *
  * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each. 32 terms are 8
  * such quads, of which a chunk of 64 bytes has one for every column:

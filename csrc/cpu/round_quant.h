@@ -1,4 +1,4 @@
-/* round_quant.h: rows of activations, rounded to 15 bits for the kernels of kernel_quant.h. */
+/* round_quant.h: rows of activations, rounded to 15 bits, or 13, for the kernels of kernel_quant.h. */
 #ifndef CPU_ROUND_QUANT_H
 #define CPU_ROUND_QUANT_H
 
@@ -54,9 +54,9 @@ static inline int rounded_bits(int weight_bits) {
     return PAIRS && weight_bits == 8 ? ROUNDED_BITS - 2 : ROUNDED_BITS;
 }
 
-/* sum + x by the scales of a row's group and of columns: in the order of pairs, or the faster one without them. */
+/* sum + x by the scales of a row's group, which is exact, and of columns, in the order of pairs. */
 static inline vf add_scaled(vf sum, vf x, float of_row, vf of_columns) {
-    return PAIRS ? sum + x * of_row * of_columns : sum + x * of_columns * of_row;
+    return sum + x * of_row * of_columns;
 }
 
 /* A power of two, so that only numbers far smaller than the largest have bits to lose. 0 for groups
