@@ -15,8 +15,9 @@ typedef struct sizes {
 /* Odd, around a group of terms, a panel of outputs, a band and a tile of rows, and more terms than
  * are taken at once. */
 static const sizes cases[] = {
-    {1, 1, 1},   {1, 33, 5},   {2, 32, 16},   {3, 65, 17},   {4, 31, 33},  {5, 64, 31},
-    {7, 96, 48}, {1, 256, 65}, {49, 40, 300}, {130, 70, 20}, {2, 4133, 9}, {6, 4096, 600},
+    {1, 1, 1},    {1, 33, 5},     {2, 32, 16},    {3, 65, 17},   {4, 31, 33},
+    {5, 64, 31},  {7, 96, 48},    {1, 256, 65},   {49, 40, 300}, {130, 70, 20},
+    {2, 4133, 9}, {6, 4096, 600}, {34, 4133, 20},
 };
 static const int activations[] = {GPT_ACT_NONE, GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU};
 
@@ -320,6 +321,7 @@ static void check_alone(sizes s) {
 static void test_alone(void) {
     check_alone((sizes){73, 300, 41});
     check_alone((sizes){400, 33, 70});
+    check_alone((sizes){600, 4133, 9}); /* more than there is room for at once */
 }
 
 TEST_OPS_MAIN({"alone", test_alone}, {"linear", test_linear}, {"head", test_head},
