@@ -33,15 +33,39 @@ static inline float total_of(const rounded_rows *a, int row, int g, int halves, 
     return a->scale[row][g] * (float)a->sum[row][2 * g + half];
 }
 
-/* A section of the panels of bands. Columns of the second panel follow those of the first. */
+/* Scales and minima of a section of the panels of bands, and what multiplies them in forms of 256. Columns of the
+ * second panel follow those of the first. */
+typedef struct section_scales {
+    float scale[2 * SECTION][BAND_PANELS * PANEL], least[2 * SECTION][BAND_PANELS * PANEL];
+    float block[2][BAND_PANELS * PANEL];
+} section_scales;
+
+SPECIALIZED void open_scales(quant_form f, section_scales *s, int groups, int panel,
+                             const uint8_t *at) {
+    int halves = quant_halves(f);
+    for (int g = 0; g < groups; g++) {
+        const uint8_t *scales = at + quant_in_section(f, groups, g).scales;
+        for (int half = 0; half < halves; half++)
+            for (int v = 0; v < VECTORS; v++) {
+                int to = g * halves + half, column = panel * PANEL + v * LANES;
+                vf_store(&s->scale[to][column], quant_scale(f, scales, half, 0, v));
+                if (f.rows == 2)
+                    vf_store(&s->least[to][column], quant_scale(f, scales, half, 1, v));
+            }
+    }
+    for (int v = 0; v < VECTORS && f.scale == SCALE_INT8; v++)
+        for (int row = 0; row < f.rows; row++)
+            vf_store(&s->block[row][panel * PANEL + v * LANES], quant_block_scale(at, row, v));
+}
+
+/* A section of the panels of bands. */
 typedef struct open_section {
     int group, groups; /* of the rows, the first; of the section */
     int halves, zero, minima, of_block;
     int lines; /* that a band asks for with each group, of each panel */
     const uint8_t *ask[BAND_PANELS];
     const uint8_t *u[BAND_PANELS]; /* groups of UNPACKED_GROUP bytes */
-    float scale[2 * SECTION][BAND_PANELS * PANEL], least[2 * SECTION][BAND_PANELS * PANEL];
-    float block[2][BAND_PANELS * PANEL]; /* what multiplies them in forms of 256 */
+    section_scales by;
     uint8_t room[BAND_PANELS][SECTION * UNPACKED_GROUP];
 } open_section;
 
@@ -76,7 +100,6 @@ SPECIALIZED void words_of_quads(quant_form f, uint8_t *out, const uint8_t *chunk
 }
 
 SPECIALIZED void open_panel(quant_form f, open_section *s, int panel, const uint8_t *at) {
-    int halves = quant_halves(f);
     if (BYTES && f.bits == 8) s->u[panel] = at + quant_in_section(f, s->groups, 0).chunks;
     for (int g = 0; g < s->groups; g++) {
         quant_place p = quant_in_section(f, s->groups, g);
@@ -84,17 +107,8 @@ SPECIALIZED void open_panel(quant_form f, open_section *s, int panel, const uint
             words_of_quads(f, s->room[panel] + g * UNPACKED_GROUP, at + p.chunks);
         else if (f.bits < 8)
             whole_quads(f, s->room[panel] + g * UNPACKED_GROUP, at + p.chunks);
-        for (int half = 0; half < halves; half++)
-            for (int v = 0; v < VECTORS; v++) {
-                int to = g * halves + half, column = panel * PANEL + v * LANES;
-                vf_store(&s->scale[to][column], quant_scale(f, at + p.scales, half, 0, v));
-                if (f.rows == 2)
-                    vf_store(&s->least[to][column], quant_scale(f, at + p.scales, half, 1, v));
-            }
     }
-    for (int v = 0; v < VECTORS && f.scale == SCALE_INT8; v++)
-        for (int row = 0; row < f.rows; row++)
-            vf_store(&s->block[row][panel * PANEL + v * LANES], quant_block_scale(at, row, v));
+    open_scales(f, &s->by, s->groups, panel, at);
 }
 
 typedef struct band_integers {
@@ -126,7 +140,7 @@ SPECIALIZED void add_chunks(band_integers *sums, const uint8_t *const *u, const 
             UNROLL
             for (int v = 0; v < n; v++)
                 sums->x[m][v] = BYTES ? bytes_dot(sums->x[m][v], x[v], q[m * NEXT_Q + i])
-                                      : pairs_dot(sums->x[m][v], (vs)x[v], q[m * NEXT_Q + i]);
+                                      : words_dot(sums->x[m][v], (vs)x[v], q[m * NEXT_Q + i]);
         }
     }
 }
@@ -156,7 +170,7 @@ SPECIALIZED void add_groups(float *y, int64_t ld, const open_section *s, const r
                             int row, int asks, int halves, int M, int n) {
     band_group at = {a->q[row][s->group], &a->sum[row][2 * s->group], &a->scale[row][s->group]};
     const uint8_t *u[BAND_PANELS];
-    const float *scales = s->scale[0];
+    const float *scales = s->by.scale[0];
     for (int i = 0; i < BAND_PANELS; i++) u[i] = s->u[i];
     for (int g = 0; g < s->groups; g++) {
         for (int i = 0; i < asks; i++)
@@ -170,8 +184,9 @@ SPECIALIZED void add_groups(float *y, int64_t ld, const open_section *s, const r
                 UNROLL
                 for (int v = 0; v < n; v++) {
                     float *to = y + m * ld + v * LANES;
-                    vf x = __builtin_convertvector(sums.x[m][v], vf) * vf_load(scales + v * LANES);
-                    vf_store(to, vf_load(to) + x * at.scale[m * NEXT_SCALE]);
+                    vf x = __builtin_convertvector(sums.x[m][v], vf);
+                    vf_store(to, add_scaled(vf_load(to), x, at.scale[m * NEXT_SCALE],
+                                            vf_load(scales + v * LANES)));
                 }
             }
             scales += BAND_PANELS * PANEL;
@@ -181,30 +196,25 @@ SPECIALIZED void add_groups(float *y, int64_t ld, const open_section *s, const r
     }
 }
 
-/* y (LEAST_BAND rows, ld apart, n vectors) += the minima of all groups. */
-SPECIALIZED void add_minima(float *y, int64_t ld, const open_section *s, const rounded_rows *a,
-                            int row, int halves, int n) {
-    vf sums[LEAST_BAND][MOST_VECTORS];
+/* y (M rows, ld apart, n vectors) += the minima of `count` groups by the rows' totals, ld_totals apart. */
+SPECIALIZED void add_minima(float *y, int64_t ld, const section_scales *by, const float *totals,
+                            int64_t ld_totals, int count, int M, int n) {
+    vf sums[BAND][MOST_VECTORS];
     UNROLL
-    for (int m = 0; m < LEAST_BAND; m++) {
+    for (int m = 0; m < M; m++) {
         UNROLL
         for (int v = 0; v < n; v++) sums[m][v] = vf_load(y + m * ld + v * LANES);
     }
-    const float *totals = &a->total[row][s->group], *scales = &a->scale[row][s->group];
-    const int32_t *q_sums = &a->sum[row][2 * s->group];
-    for (int i = 0; i < s->groups * halves; i++) {
-        const float *least = s->least[i];
+    for (int i = 0; i < count; i++) {
         UNROLL
-        for (int m = 0; m < LEAST_BAND; m++) {
-            float total = halves == 1
-                              ? totals[m * NEXT_SCALE + i]
-                              : scales[m * NEXT_SCALE + i / 2] * (float)q_sums[m * NEXT_SUM + i];
+        for (int m = 0; m < M; m++) {
             UNROLL
-            for (int v = 0; v < n; v++) sums[m][v] += vf_load(least + v * LANES) * total;
+            for (int v = 0; v < n; v++)
+                sums[m][v] += vf_load(by->least[i] + v * LANES) * totals[m * ld_totals + i];
         }
     }
     UNROLL
-    for (int m = 0; m < LEAST_BAND; m++) {
+    for (int m = 0; m < M; m++) {
         UNROLL
         for (int v = 0; v < n; v++) vf_store(y + m * ld + v * LANES, sums[m][v]);
     }
@@ -212,15 +222,19 @@ SPECIALIZED void add_minima(float *y, int64_t ld, const open_section *s, const r
 
 static void open_minima(float *y, int64_t ld, const open_section *s, const rounded_rows *a, int row,
                         int M, int n) {
+    float of_halves[LEAST_BAND][2 * SECTION];
     for (int m = 0; m < M; m += LEAST_BAND, y += LEAST_BAND * ld, row += LEAST_BAND) {
-        if (n == VECTORS && s->halves == 1)
-            add_minima(y, ld, s, a, row, 1, VECTORS);
-        else if (n == VECTORS)
-            add_minima(y, ld, s, a, row, 2, VECTORS);
-        else if (s->halves == 1)
-            add_minima(y, ld, s, a, row, 1, MOST_VECTORS);
+        const float *totals = &a->total[row][s->group];
+        int64_t ld_totals = NEXT_SCALE;
+        for (int r = 0; s->halves == 2 && r < LEAST_BAND; r++)
+            for (int i = 0; i < 2 * s->groups; i++)
+                of_halves[r][i] = total_of(a, row + r, s->group + i / 2, 2, i % 2);
+        if (s->halves == 2) totals = of_halves[0], ld_totals = 2 * SECTION;
+        int count = s->groups * s->halves;
+        if (n == VECTORS)
+            add_minima(y, ld, &s->by, totals, ld_totals, count, LEAST_BAND, VECTORS);
         else
-            add_minima(y, ld, s, a, row, 2, MOST_VECTORS);
+            add_minima(y, ld, &s->by, totals, ld_totals, count, LEAST_BAND, MOST_VECTORS);
     }
 }
 
@@ -250,8 +264,8 @@ static void open_band(float *c, const open_section *s, const rounded_rows *a, in
         for (int v = 0; v < n; v++) {
             float *to = c + m * COLS + v * LANES;
             int at = m * LD + v * LANES;
-            vf total = vf_load(to) + vf_load(sums[0] + at) * vf_load(&s->block[0][v * LANES]);
-            if (s->minima) total += vf_load(sums[1] + at) * vf_load(&s->block[1][v * LANES]);
+            vf total = vf_load(to) + vf_load(sums[0] + at) * vf_load(&s->by.block[0][v * LANES]);
+            if (s->minima) total += vf_load(sums[1] + at) * vf_load(&s->by.block[1][v * LANES]);
             vf_store(to, total);
         }
 }

@@ -6,54 +6,13 @@
 #define CPU_KERNEL_BF16_H
 
 #include "kernel.h"
+#include "pairs_bf16.h"
 
 enum {
-    VECTORS = PANEL / LANES, /* of one panel */
-    BAND_PANELS = LANES == 16 ? 2 : 1,
     BAND = LANES == 16 ? 12 : 2, /* rows whose sums fit the registers */
     WIDE_BAND =
         6, /* the same of widened rows, with a panel's two vectors and one number, in 16 registers */
-    NEAR_ROWS = 3, /* rows of a that share a pointer: lda and 2 lda from it are addresses of one
-                    * instruction, and a pointer for each row would not fit the registers */
 };
-
-#if defined(__AVX512BF16__)
-
-typedef __m512bh pairs;
-
-static inline pairs pairs_load(const bf16 *p) {
-    return (pairs)_mm512_loadu_si512(p);
-}
-static inline pairs pairs_set(pair x) {
-    return (pairs)_mm512_set1_epi32((int)x);
-}
-static inline vf pairs_dot(vf sum, pairs a, pairs b) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, a, b);
-}
-
-#else
-
-typedef struct pairs {
-    vf first, second;
-} pairs;
-
-static inline pairs pairs_split(vu x) {
-    return (pairs){(vf)(x << 16), (vf)(x & 0xffff0000u)};
-}
-static inline pairs pairs_load(const bf16 *p) {
-    vu x;
-    memcpy(&x, p, sizeof x);
-    return pairs_split(x);
-}
-static inline pairs pairs_set(pair x) {
-    return pairs_split(x - (vu){0});
-}
-static inline vf pairs_dot(vf sum, pairs a, pairs b) {
-    sum += a.first * b.first;
-    return sum + a.second * b.second;
-}
-
-#endif
 
 /* One band: M rows by `panels` panels. Both are constants where this is inlined, and so is `ask`: so
  * many of the next panels are asked for. */
@@ -65,28 +24,8 @@ SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int ad
         UNROLL
         for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
     }
-    const bf16 *a[(BAND + NEAR_ROWS - 1) / NEAR_ROWS];
-    int n_near = (M + NEAR_ROWS - 1) / NEAR_ROWS;
-    int64_t lda = o->lda;
-    for (int i = 0; i < n_near; i++) a[i] = o->a + i * NEAR_ROWS * lda;
-    const bf16 *b = o->b, *next = ask ? o->next : o->b;
-    for (int k = 0; k + 1 < o->K; k += PAIR, b += PANEL * PAIR, next += PANEL * PAIR) {
-        pairs column[BAND_PANELS * VECTORS];
-        UNROLL
-        for (int v = 0; v < n; v++)
-            column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
-        for (int v = 0; v < ask; v++) ask_for(next + v * o->panel);
-        UNROLL
-        for (int m = 0; m < M; m++) {
-            pair x;
-            memcpy(&x, a[m / NEAR_ROWS] + m % NEAR_ROWS * lda, sizeof x);
-            pairs row = pairs_set(x);
-            UNROLL
-            for (int v = 0; v < n; v++) sum[m][v] = pairs_dot(sum[m][v], row, column[v]);
-        }
-        UNROLL
-        for (int i = 0; i < n_near; i++) a[i] += PAIR;
-    }
+    const bf16 *b = o->b + o->K / PAIR * PAIR * PANEL;
+    add_pairs(sum, o->a, o->lda, o->b, o->panel, o->next, o->K / PAIR, M, panels, ask);
     if (o->K % PAIR) { /* the last one has no partner */
         UNROLL
         for (int m = 0; m < M; m++) {

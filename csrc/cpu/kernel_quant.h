@@ -1,9 +1,9 @@
-/* kernel_quant.h: products of rows rounded to 15 bits with weights of 4 to 8 bits, see quant.h. Groups
- * of terms are summed as integers, on vectors or, for 16 rows at a time, on tiles of AMX. */
+/* kernel_quant.h: products of rounded rows with weights of 4 to 8 bits, see quant.h. Groups of terms are summed as
+ * integers, on vectors or, for 16 rows at a time, on tiles of AMX; of many rows as pairs of bf16 numbers. */
 #ifndef CPU_KERNEL_QUANT_H
 #define CPU_KERNEL_QUANT_H
 
-#include "band_quant.h"
+#include "pairs_quant.h"
 
 #ifdef CPU_AMX
 #include "tiles.h"
@@ -50,8 +50,8 @@ SPECIALIZED row_integers row_group_sums(quant_form f, const row_section *s, int 
                     *y = bytes_dot(*y, u, q[QUADS + quad]);
                 } else {
                     quad_halves halves = halves_of(u);
-                    *x = pairs_dot(*x, halves.even, q[2 * quad]);
-                    *x = pairs_dot(*x, halves.odd, q[2 * quad + 1]);
+                    *x = words_dot(*x, halves.even, q[2 * quad]);
+                    *x = words_dot(*x, halves.odd, q[2 * quad + 1]);
                 }
             }
         }
@@ -79,8 +79,9 @@ SPECIALIZED void row_group(quant_form f, row_sums *sums, const row_section *s, i
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
             vi sum = group.x[half][v] - zeros;
-            vf x = __builtin_convertvector(sum, vf) * quant_scale(f, scales, half, 0, v);
-            sums->x[v] += x * s->a->scale[s->row][s->group + g];
+            vf x = __builtin_convertvector(sum, vf);
+            sums->x[v] = add_scaled(sums->x[v], x, s->a->scale[s->row][s->group + g],
+                                    quant_scale(f, scales, half, 0, v));
         }
     }
 }
@@ -231,12 +232,33 @@ static quant_kernel *const quant_kernels[] = {
 #undef KERNEL
 };
 
+/* The same for many rows, where PAIRS: c (rows, BAND_PANELS) += a b, of all groups and the rows from `row` on. */
+typedef void quant_pairs_kernel(float *c, const pair_rows *a, int row, int rows,
+                                const panel_part *b, int panels);
+#define KERNEL(name, ...)                                                                          \
+    static void pairs_##name(float *c, const pair_rows *a, int row, int rows, const panel_part *b, \
+                             int panels) {                                                         \
+        const quant_form f = {__VA_ARGS__};                                                        \
+        if (PAIRS) quant_pairs(f, c, a, row, rows, b, panels);                                     \
+    }
+QUANT_FORMS(KERNEL)
+#undef KERNEL
+
+static quant_pairs_kernel *const quant_pairs_kernels[] = {
+#define KERNEL(name, ...) pairs_##name,
+    QUANT_FORMS(KERNEL)
+#undef KERNEL
+};
+
 /* What a level compiles from this file: tests call it. */
 typedef struct quant_level {
     quant_kernel *const *kernels;
-    void (*round_row)(rounded_rows *out, int row, const bf16 *a, int K);
-    int band_panels, bytes;
+    void (*round_row)(rounded_rows *out, int row, const bf16 *a, int K, int bits);
+    quant_pairs_kernel *const *pairs_kernels;
+    void (*round_pairs)(const pair_rows *out, int row, const bf16 *a, int K);
+    int band_panels, bytes, pairs;
 } quant_level;
-#define QUANT_LEVEL {quant_kernels, round_row, BAND_PANELS, BYTES}
+#define QUANT_LEVEL                                                                                \
+    {quant_kernels, round_row, quant_pairs_kernels, round_pairs, BAND_PANELS, BYTES, PAIRS}
 
 #endif

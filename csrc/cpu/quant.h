@@ -2,8 +2,8 @@
  *
  * A weight is scale * (u - zero) + minimum, u an unsigned integer. Terms of a sum are taken in groups
  * of 32 or 16, each with one scale, and perhaps one minimum, for each output. Activations are rounded
- * in groups of 32 as they come (15 bits, a float32 scale for a row's group), so that a group is integer
- * products and one or two of floats.
+ * in groups of 32 as they come (round_quant.h; a float32 scale for a row's group), so that a group is integer
+ * products, or exact ones of bf16 numbers (pairs_quant.h), and one or two of floats.
  *
  * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each. 32 terms are 8
  * such quads, of which a chunk of 64 bytes has one for every column:
@@ -25,7 +25,7 @@
 #define CPU_QUANT_H
 
 #include "block_types.h"
-#include "pack.h"
+#include "pairs_bf16.h"
 
 #include <float.h>
 #if defined(__SSE2__)
@@ -37,7 +37,6 @@ enum {
     QUADS = QUANT_GROUP / QUAD,
     SECTION = QUANT_BLOCK / QUANT_GROUP, /* groups */
     CHUNK_BYTES = PANEL * QUAD,
-    VECTORS = PANEL / LANES,
 };
 
 /* ---- a matrix in memory ---- */
@@ -299,7 +298,7 @@ static inline quad_halves halves_of(vb u) {
 }
 
 /* sum + both products of u with the two numbers of 16 bits in a. */
-static inline vi pairs_dot(vi sum, vs u, int32_t a) {
+static inline vi words_dot(vi sum, vs u, int32_t a) {
 #if defined(__AVX512F__)
     return sum + (vi)_mm512_madd_epi16((__m512i)u, _mm512_set1_epi32(a));
 #elif defined(__AVX2__)

@@ -1,4 +1,4 @@
-/* round_quant.h: rows of activations, rounded to 15 bits for the kernels of kernel_quant.h. */
+/* round_quant.h: rows of activations, rounded to 15 bits, or 13, for the kernels of kernel_quant.h. */
 #ifndef CPU_ROUND_QUANT_H
 #define CPU_ROUND_QUANT_H
 
@@ -13,7 +13,6 @@ enum {
            : LANES == 8 ? 4
                         : 2, /* rows whose sums of a group fit the registers */
     LEAST_BAND = LANES == 4 ? 2 : 4,
-    BAND_PANELS = LANES == 16 ? 2 : 1,
 #ifdef CPU_AMX
     EVEN_ROWS = 16, /* of a tile, so that few are left over */
 #else
@@ -26,6 +25,13 @@ enum {
 enum { BYTES = 1 };
 #else
 enum { BYTES = 0 };
+#endif
+
+/* True where many rows meet weights as bf16 numbers (pairs_quant.h). */
+#if (defined(__AVX512BF16__) && !defined(CPU_AMX)) || defined(PLAIN_PAIRS)
+enum { PAIRS = 1 };
+#else
+enum { PAIRS = 0 };
 #endif
 
 /* Rows of `a`, rounded by groups. Those of decoding and of prompts are rounded once for all tiles. */
@@ -42,10 +48,21 @@ typedef struct rounded_rows {
 /* Bits of a group's largest number, without its sign: two planes of int8 hold them. */
 enum { ROUNDED_BITS = 14 };
 
+/* The same before weights of so many bits. Where PAIRS, a group's products, in units of the last bits of both, have a
+ * sum below 2^24, which float32 holds: so it is exact as it is in integers. */
+static inline int rounded_bits(int weight_bits) {
+    return PAIRS && weight_bits == 8 ? ROUNDED_BITS - 2 : ROUNDED_BITS;
+}
+
+/* sum + x by the scales of a row's group, which is exact, and of columns, in the order of pairs. */
+static inline vf add_scaled(vf sum, vf x, float of_row, vf of_columns) {
+    return sum + x * of_row * of_columns;
+}
+
 /* A power of two, so that only numbers far smaller than the largest have bits to lose. 0 for groups
  * without a number that counts. */
-static inline float group_scale(float largest) {
-    uint32_t bits, below = (ROUNDED_BITS - 1) << 23;
+static inline float group_scale(float largest, int rounded) {
+    uint32_t bits, below = (uint32_t)(rounded - 1) << 23;
     memcpy(&bits, &largest, sizeof bits);
     bits &= 0x7f800000;
     bits = bits > below ? bits - below : 0;
@@ -70,26 +87,41 @@ static inline void put_terms(int32_t *to, int i, vi q) {
     memcpy((int16_t *)to + i, &x, sizeof x);
 }
 
+/* A group: whole numbers, and what they are multiples of. */
+typedef struct rounded_group {
+    vf whole[QUANT_GROUP / LANES];
+    float scale;
+} rounded_group;
+
 /* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
-static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n) {
-    enum { N = QUANT_GROUP / LANES };
+static inline rounded_group round_group(const bf16 *a, int n, int bits) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    vf x[N], largest = {0};
+    rounded_group g;
+    vf largest = {0};
     vi bad = {0};
     UNROLL
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < QUANT_GROUP / LANES; i++) {
         int m = cpu_max(0, cpu_min(LANES, n - i * LANES));
-        x[i] = vf_get(a + i * LANES, m);
-        largest = vf_max(largest, vf_max(x[i], -x[i]));
-        bad |= not_finite(x[i]);
+        g.whole[i] = vf_get(a + i * LANES, m);
+        largest = vf_max(largest, vf_max(g.whole[i], -g.whole[i]));
+        bad |= not_finite(g.whole[i]);
     }
-    float scale = any_lane(bad) ? NAN : group_scale(vf_max_lane(largest));
-    float inverse = scale_inverse(scale);
+    g.scale = any_lane(bad) ? NAN : group_scale(vf_max_lane(largest), bits);
+    float inverse = scale_inverse(g.scale);
+    UNROLL
+    for (int i = 0; i < QUANT_GROUP / LANES; i++) {
+        vf scaled = inverse != 0 ? g.whole[i] * inverse : (vf){0};
+        g.whole[i] = scaled + shift - shift;
+    }
+    return g;
+}
+
+static void put_group(rounded_rows *out, int row, int k, const bf16 *a, int n, int bits) {
+    rounded_group g = round_group(a, n, bits);
     vi sum[2] = {{0}, {0}};
     UNROLL
-    for (int i = 0; i < N; i++) {
-        vf scaled = inverse != 0 ? x[i] * inverse : (vf){0};
-        vi q = __builtin_convertvector(scaled + shift - shift, vi);
+    for (int i = 0; i < QUANT_GROUP / LANES; i++) {
+        vi q = __builtin_convertvector(g.whole[i], vi);
         put_terms(out->q[row][k / QUANT_GROUP], i * LANES, q);
         sum[i * LANES / HALF_GROUP] += q;
     }
@@ -99,14 +131,14 @@ static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n)
         out->sum[row][k / HALF_GROUP + half] = total;
         both += total;
     }
-    out->scale[row][k / QUANT_GROUP] = scale;
-    out->total[row][k / QUANT_GROUP] = scale * (float)both;
+    out->scale[row][k / QUANT_GROUP] = g.scale;
+    out->total[row][k / QUANT_GROUP] = g.scale * (float)both;
 }
 
-static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
+static void round_row(rounded_rows *out, int row, const bf16 *a, int K, int bits) {
     int k = 0;
-    for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) round_group(out, row, k, a + k, QUANT_GROUP);
-    if (k < K) round_group(out, row, k, a + k, K - k);
+    for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) put_group(out, row, k, a + k, QUANT_GROUP, bits);
+    if (k < K) put_group(out, row, k, a + k, K - k, bits);
 }
 
 #endif

@@ -6,6 +6,7 @@
 #define CPU_AMX
 #define GPTC_EMULATE_AMX
 #define PLAIN_LANES 16
+#define PLAIN_PAIRS
 #endif
 #include "cpu/kernel_quant.h"
 #include "testing.h"
@@ -138,6 +139,63 @@ static int rounded_at(const rounded_rows *a, int row, int k) {
     return ((const int16_t *)group)[in_group - in_quad + in_quad / 2 + in_quad % 2 * 2];
 }
 
+static int bits_for(quant_form f) {
+    return level->pairs && f.bits == 8 ? 12 : 14;
+}
+
+/* c (rows, COLS) += x (rows, K) b by the kernels of few rows. */
+static void multiply(int form, float *c, const rounded_rows *a, const uint8_t *b, int rows,
+                     int panels, int K) {
+    quant_form f = quant_forms[form];
+    panel_part parts[2];
+    for (int p = 0; p < panels; p++) {
+        parts[p] = panel_from(f, b + p * quant_panel_bytes(f, K), 0);
+        parts[p].next = rows % 2 ? parts[p].at : NULL;
+    }
+    int together = panels == level->band_panels ? panels : 1;
+    for (int p = 0; p < panels; p += together)
+        level->kernels[form](c + p * PANEL, a, rows, parts + p, (int)quant_groups(K), together);
+}
+
+/* The same by those of many, which take them in two parts here. */
+static void multiply_pairs(int form, float *c, const pair_rows *a, const uint8_t *b, int rows,
+                           int panels, int K) {
+    int64_t size = quant_panel_bytes(quant_forms[form], K);
+    float *sums = host_floats((int64_t)rows * LD_PAIRS);
+    int first = rows / 3, n;
+    for (int p = 0; p < panels; p += n, c += n * PANEL) {
+        panel_part parts[BAND_PANELS];
+        n = cpu_min(panels - p, BAND_PANELS);
+        for (int i = 0; i < n; i++) {
+            parts[i] = panel_from(quant_forms[form], b + (p + i) * size, 0);
+            parts[i].next = rows % 2 ? parts[i].at : NULL;
+        }
+        for (int r = 0; r < rows; r++)
+            memcpy(sums + r * LD_PAIRS, c + r * COLS, sizeof *c * (size_t)(n * PANEL));
+        if (first > 0) level->pairs_kernels[form](sums, a, 0, first, parts, n);
+        level->pairs_kernels[form](sums + first * LD_PAIRS, a, first, rows - first, parts, n);
+        for (int r = 0; r < rows; r++)
+            memcpy(c + r * COLS, sums + r * LD_PAIRS, sizeof *c * (size_t)(n * PANEL));
+    }
+}
+
+static rounded_rows *rounded(quant_form f, const bf16 *x, int rows, int K) {
+    rounded_rows *a = test_alloc(&test.host, sizeof *a);
+    memset(a, TEST_GARBAGE, sizeof *a);
+    for (int r = 0; r < rows; r++) level->round_row(a, r, x + r * K, K, bits_for(f));
+    return a;
+}
+
+static pair_rows pairs_of_rows(quant_form f, const bf16 *x, int rows, int K) {
+    pair_rows a = {.lda = pairs_lda(K), .groups = (int)quant_groups(K), .bits = bits_for(f)};
+    size_t bytes = sizeof(bf16) * (size_t)(rows * a.lda);
+    a.a = test_alloc(&test.host, bytes);
+    memset(a.a, TEST_GARBAGE, bytes);
+    if (f.rows == 2) a.totals = host_floats((int64_t)rows * 3 * a.groups);
+    for (int r = 0; r < rows; r++) level->round_pairs(&a, r, x + r * K, K);
+    return a;
+}
+
 static void check(int form, int rows, int panels, int K) {
     quant_form f = quant_forms[form];
     test_case("%s, rows=%d panels=%d K=%d", names[form], rows, panels, K);
@@ -146,19 +204,13 @@ static void check(int form, int rows, int panels, int K) {
     uint8_t *b = random_panels(f, panels, K);
     bf16 *x = test_alloc(&test.host, sizeof *x * (size_t)(rows * K));
     for (int i = 0; i < rows * K; i++) x[i] = bf16_round((float)random_normal());
-    rounded_rows *a = test_alloc(&test.host, sizeof *a);
-    memset(a, TEST_GARBAGE, sizeof *a);
-    for (int r = 0; r < rows; r++) level->round_row(a, r, x + r * K, K);
-
-    panel_part parts[2];
-    for (int p = 0; p < panels; p++) {
-        parts[p] = panel_from(f, b + p * size, 0);
-        parts[p].next = rows % 2 ? parts[p].at : NULL;
-    }
-    float *c = host_floats((int64_t)rows * COLS);
+    rounded_rows *a = rounded(f, x, rows, K);
+    float *c = host_floats((int64_t)rows * COLS), *many = host_floats((int64_t)rows * COLS);
     double *want = host_zeros((int64_t)rows * COLS), *got = host_zeros((int64_t)rows * COLS);
-    double *exact = host_zeros((int64_t)rows * COLS); /* of activations that are not rounded */
-    for (int i = 0; i < rows * COLS; i++) exact[i] = want[i] = c[i] = (float)random_normal();
+    double *exact = host_zeros((int64_t)rows * COLS);  /* of activations that are not rounded */
+    double *margin = host_zeros((int64_t)rows * COLS); /* that rounding may take or add */
+    for (int i = 0; i < rows * COLS; i++)
+        exact[i] = want[i] = many[i] = c[i] = (float)random_normal();
     for (int n = 0; n < panels * PANEL; n++)
         for (int k = 0; k < groups * QUANT_GROUP; k += f.group) {
             uint8_t *panel = b + n / PANEL * size;
@@ -173,49 +225,95 @@ static void check(int form, int rows, int panels, int K) {
                     int q = rounded_at(a, r, k + h);
                     sum += (u[h] - f.zero) * q;
                     all += q;
-                    if (k + h < K)
-                        exact[r * COLS + n] +=
-                            ((u[h] - f.zero) * scale + least) * bf16_float(x[r * K + k + h]);
+                    if (k + h >= K) continue;
+                    double w = (u[h] - f.zero) * scale + least,
+                           value = bf16_float(x[r * K + k + h]);
+                    double unit = a->scale[r][k / QUANT_GROUP];
+                    exact[r * COLS + n] += w * value;
+                    if (fabs(value) < ldexp(unit, 7)) margin[r * COLS + n] += fabs(w) * unit / 2;
                 }
                 want[r * COLS + n] += (sum * scale + all * least) * a->scale[r][k / QUANT_GROUP];
             }
         }
-    int together = panels == level->band_panels ? panels : 1;
-    for (int p = 0; p < panels; p += together)
-        level->kernels[form](c + p * PANEL, a, rows, parts + p, groups, together);
+    multiply(form, c, a, b, rows, panels, K);
     for (int i = 0; i < rows * COLS; i++) got[i] = c[i];
     EXPECT_CLOSE("c", got, want, rows, COLS, 2e-6);
-    EXPECT_CLOSE("c without rounding", got, exact, rows, COLS, 3e-4);
+    if (bits_for(f) == 14) EXPECT_CLOSE("c without rounding", got, exact, rows, COLS, 3e-4);
+    int outside = 0;
+    for (int i = 0; i < rows * COLS; i++)
+        outside += !(fabs(want[i] - exact[i]) <= margin[i] + 1e-9 * fabs(exact[i]));
+    EXPECT(outside == 0);
+    if (!level->pairs) return;
+    pair_rows in_pairs = pairs_of_rows(f, x, rows, K);
+    multiply_pairs(form, many, &in_pairs, b, rows, panels, K);
+    /* Tiles of AMX, of 16 rows, meet their scales in another order. */
+    if (level == &in_plain_c && rows >= 16) {
+        for (int i = 0; i < rows * COLS; i++) got[i] = many[i];
+        EXPECT_CLOSE("c of many rows", got, want, rows, COLS, 2e-6);
+    } else {
+        EXPECT(!memcmp(many, c, sizeof *c * (size_t)(rows * COLS)));
+    }
 }
 
-/* Rounding: to the nearest multiple of 2^-13 of the power of two below the largest of each group. So bf16 numbers
- * are as they were, but for those below its 64th part. */
-static void check_rounding(void) {
-    enum { K = 3 * QUANT_GROUP + 5 };
-    test_case("rounding");
-    bf16 x[K];
-    for (int k = 0; k < K; k++) x[k] = bf16_round((float)ldexp(random_normal(), -random_below(12)));
-    for (int k = QUANT_GROUP; k < 2 * QUANT_GROUP; k++) x[k] = 0;
-    x[2] = bf16_round(-31.875f), x[K - 1] = bf16_round(255.0f); /* the largest integer */
-    rounded_rows *a = test_alloc(&test.host, sizeof *a);
-    memset(a, TEST_GARBAGE, sizeof *a);
-    level->round_row(a, 1, x, K);
-    for (int g = 0; g < quant_groups(K); g++) {
+/* Groups whose products are as large as can be and have one sign, with small activations among large ones: sums have
+ * all the bits that they may have, and are the same in pairs. */
+static void check_largest(int form) {
+    enum { ROWS_HERE = 8, K = 96 };
+    quant_form f = quant_forms[form];
+    test_case("%s, largest sums", names[form]);
+    uint8_t *b = random_panels(f, 1, K);
+    for (int g = 0; g < K / QUANT_GROUP; g++)
+        memset(parts_at(f, b, K, g).chunks, f.bits == 8 ? 1 : 0xff, (size_t)f.bits * 64);
+    bf16 *x = test_alloc(&test.host, sizeof *x * ROWS_HERE * K);
+    for (int i = 0; i < ROWS_HERE * K; i++)
+        x[i] = bf16_round(i % 5 ? 128.0f + (float)random_below(128)
+                                : (float)(2 * random_below(64) + 1) / 64);
+    float *c = host_floats(ROWS_HERE * COLS), *many = host_floats(ROWS_HERE * COLS);
+    memset(c, 0, sizeof *c * ROWS_HERE * COLS);
+    memset(many, 0, sizeof *c * ROWS_HERE * COLS);
+    multiply(form, c, rounded(f, x, ROWS_HERE, K), b, ROWS_HERE, 1, K);
+    pair_rows in_pairs = pairs_of_rows(f, x, ROWS_HERE, K);
+    multiply_pairs(form, many, &in_pairs, b, ROWS_HERE, 1, K);
+    EXPECT(!memcmp(many, c, sizeof *c * ROWS_HERE * COLS));
+}
+
+/* Rounding: to the nearest multiple of 2^(1 - bits) of the power of two below the largest of each group. So bf16
+ * numbers are as they were, but for smaller ones than 2^7 multiples. In pairs, rows hold these multiples. */
+static void check_rounding(int form, int bits) {
+    enum { K = 3 * QUANT_GROUP + 5, GROUPS = 4 };
+    quant_form f = quant_forms[form];
+    test_case("rounding to %d bits", bits);
+    EXPECT(bits_for(f) == bits);
+    bf16 x[2 * K];
+    for (int k = 0; k < 2 * K; k++)
+        x[k] = bf16_round((float)ldexp(random_normal(), -random_below(12)));
+    for (int k = K + QUANT_GROUP; k < K + 2 * QUANT_GROUP; k++) x[k] = 0;
+    x[K + 2] = bf16_round(-31.875f), x[K + K - 1] = bf16_round(255.0f); /* the largest integer */
+    rounded_rows *a = rounded(f, x, 2, K);
+    pair_rows p = {0};
+    if (level->pairs) p = pairs_of_rows(f, x, 2, K);
+    for (int g = 0; g < GROUPS; g++) {
         int n = cpu_min(QUANT_GROUP, K - g * QUANT_GROUP), sum[2] = {0, 0}, exponent;
         double largest = 0, scale = a->scale[1][g];
         for (int k = g * QUANT_GROUP; k < g * QUANT_GROUP + n; k++)
-            largest = fmax(largest, fabs(bf16_float(x[k])));
+            largest = fmax(largest, fabs(bf16_float(x[K + k])));
         frexp(largest, &exponent);
-        EXPECT(scale == (largest == 0 ? 0 : ldexp(1, exponent - 14)));
+        EXPECT(scale == (largest == 0 ? 0 : ldexp(1, exponent - bits)));
         for (int k = 0; k < QUANT_GROUP; k++) {
             int q = rounded_at(a, 1, g * QUANT_GROUP + k);
-            double value = k < n ? bf16_float(x[g * QUANT_GROUP + k]) : 0;
+            double value = k < n ? bf16_float(x[K + g * QUANT_GROUP + k]) : 0;
             EXPECT(fabs(value) < ldexp(scale, 7) ? fabs(q * scale - value) <= scale / 2
                                                  : q * scale == value);
+            if (p.a) EXPECT(bf16_float(p.a[p.lda + g * QUANT_GROUP + k]) == q * scale);
             sum[k / HALF_GROUP] += q;
         }
         EXPECT(a->sum[1][2 * g] == sum[0] && a->sum[1][2 * g + 1] == sum[1]);
         EXPECT(a->total[1][g] == scale * (sum[0] + sum[1]));
+        if (!p.totals) continue;
+        const float *totals = p.totals + 3 * GROUPS;
+        EXPECT(totals[g] == a->total[1][g]);
+        for (int half = 0; half < 2; half++)
+            EXPECT(totals[GROUPS + 2 * g + half] == scale * sum[half]);
     }
 }
 
@@ -226,13 +324,14 @@ static void check_products(void) {
         for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += step)
             for (int panels = 1; panels <= 2; panels++)
                 check(form, rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
+    for (int form = 0; form < TEST_COUNT(names) && level->pairs; form++) check_largest(form);
 }
 
 enum { M = 5, K = 3 * QUANT_BLOCK - 7, ROW = 3, COLUMN = 6, AT = 9 }; /* AT: a group of 32 */
 
 /* The sums (M, COLS) of the same random numbers, but for `value` in group AT: of the weights' scale in
  * COLUMN, where its float16 is given, else of the activations of ROW. */
-static float *sums_with(int form, float value, const uint16_t *as_half) {
+static float *sums_with(int form, float value, const uint16_t *as_half, int in_pairs) {
     quant_form f = quant_forms[form];
     test.counter = 1;
     uint8_t *b = random_panels(f, 1, K);
@@ -243,13 +342,14 @@ static float *sums_with(int form, float value, const uint16_t *as_half) {
     if (as_half) *scale = f.scale == SCALE_BF16 ? bf16_round(value) : *as_half;
     for (int k = 0; !as_half && k < QUANT_GROUP; k++)
         x[ROW * K + AT * QUANT_GROUP + k] = isfinite(value) || k % 5 == 0 ? bf16_round(value) : 0;
-    rounded_rows *a = test_alloc(&test.host, sizeof *a);
-    memset(a, TEST_GARBAGE, sizeof *a);
-    for (int r = 0; r < M; r++) level->round_row(a, r, x + r * K, K);
     float *c = host_floats(M * COLS);
     memset(c, 0, sizeof *c * M * COLS);
-    panel_part part = panel_from(f, b, 0);
-    level->kernels[form](c, a, M, &part, (int)quant_groups(K), 1);
+    if (in_pairs) {
+        pair_rows a = pairs_of_rows(f, x, M, K);
+        multiply_pairs(form, c, &a, b, M, 1, K);
+    } else {
+        multiply(form, c, rounded(f, x, M, K), b, M, 1, K);
+    }
     return c;
 }
 
@@ -263,14 +363,16 @@ static void check_extremes(void) {
                    {-NAN, 0xfe01},    {FLT_MIN, 0x0001},      {1e-39f, 0x8001},
                    {-1e-39f, 0x0003}, {FLT_TRUE_MIN, 0x0001}, {-0.0f, 0x8000}};
     for (int form = 0; form < TEST_COUNT(names); form++)
-        for (int in_scale = 0; in_scale < 2; in_scale++) {
+        for (int way = 0; way < 2 * (1 + level->pairs); way++) {
+            int in_scale = way % 2, in_pairs = way / 2;
             uint16_t zero = 0;
-            float *plain = sums_with(form, 0, in_scale ? &zero : NULL);
             for (int i = 0; i < TEST_COUNT(numbers); i++) {
                 float value = numbers[i].value;
-                test_case("%s, %g in %s", names[form], value, in_scale ? "a scale" : "activations");
-                plain = sums_with(form, 0, in_scale ? &zero : NULL);
-                float *c = sums_with(form, value, in_scale ? &numbers[i].half : NULL);
+                test_case("%s, %g in %s%s", names[form], value,
+                          in_scale ? "a scale" : "activations", in_pairs ? ", many rows" : "");
+                const uint16_t *half = in_scale ? &numbers[i].half : NULL;
+                float *plain = sums_with(form, 0, in_scale ? &zero : NULL, in_pairs);
+                float *c = sums_with(form, value, half, in_pairs);
                 for (int r = 0; r < M; r++)
                     for (int n = 0; n < PANEL; n++) {
                         float got = c[r * COLS + n], want = plain[r * COLS + n];
@@ -304,7 +406,10 @@ static void test_chunks(void) {
 }
 
 static void test_rounding(void) {
-    EACH_LEVEL check_rounding();
+    EACH_LEVEL {
+        check_rounding(FORM_Q4_1, 14);
+        check_rounding(FORM_INT8, level->pairs ? 12 : 14);
+    }
 }
 
 static void test_products(void) {

@@ -15,8 +15,9 @@ typedef struct sizes {
 /* Odd, around a group of terms, a panel of outputs, a band and a tile of rows, and more terms than
  * are taken at once. */
 static const sizes cases[] = {
-    {1, 1, 1},   {1, 33, 5},   {2, 32, 16},   {3, 65, 17},   {4, 31, 33},  {5, 64, 31},
-    {7, 96, 48}, {1, 256, 65}, {49, 40, 300}, {130, 70, 20}, {2, 4133, 9}, {6, 4096, 600},
+    {1, 1, 1},    {1, 33, 5},     {2, 32, 16},    {3, 65, 17},   {4, 31, 33},
+    {5, 64, 31},  {7, 96, 48},    {1, 256, 65},   {49, 40, 300}, {130, 70, 20},
+    {2, 4133, 9}, {6, 4096, 600}, {34, 4133, 20},
 };
 static const int activations[] = {GPT_ACT_NONE, GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU};
 
@@ -284,5 +285,44 @@ static void test_extremes(void) {
     check_extremes(512);
 }
 
-TEST_OPS_MAIN({"linear", test_linear}, {"head", test_head}, {"quality", test_quality},
-              {"extremes", test_extremes})
+/* The bits of `rows` rows from `first` on, multiplied alone. */
+static const double *rows_alone(const double *in, void *w, sizes s, int first, int rows) {
+    void *out = device_act(NULL, (int64_t)rows * s.OC);
+    test.ops->linear_forward(
+        test.ctx, &(linear_forward){.out = out,
+                                    .in = device_act(in + first * s.IC, (int64_t)rows * s.IC),
+                                    .w = w,
+                                    .activation = GPT_ACT_NONE,
+                                    .N = rows,
+                                    .IC = s.IC,
+                                    .OC = s.OC});
+    return read_act(out, (int64_t)rows * s.OC);
+}
+
+/* A row has the same bits alone, among a few, and among so many that other kernels multiply them. */
+static void check_alone(sizes s) {
+    static const int counts[] = {1, 2, 7, 32, 33, 70};
+    test_case("N=%d IC=%d OC=%d", s.N, s.IC, s.OC);
+    double *in = random_act(s.N * s.IC, 1.0), *w = random_f32(s.OC * s.IC, 1.0);
+    gpt_shape shape = shape_of(s, GPT_ACT_NONE);
+    EACH_BACKEND {
+        if (!test_on_cpu() || strstr(test.ops->name, "amx")) continue;
+        test_workspace(&shape);
+        void *weights = device_weight(w, s.OC, s.IC, 1);
+        const double *all = rows_alone(in, weights, s, 0, s.N);
+        for (int i = 0; i < TEST_COUNT(counts); i++) {
+            int first = s.N - counts[i];
+            EXPECT_SAME("rows", rows_alone(in, weights, s, first, counts[i]), all + first * s.OC,
+                        counts[i] * s.OC);
+        }
+    }
+}
+
+static void test_alone(void) {
+    check_alone((sizes){73, 300, 41});
+    check_alone((sizes){400, 33, 70});
+    check_alone((sizes){600, 4133, 9}); /* more than there is room for at once */
+}
+
+TEST_OPS_MAIN({"alone", test_alone}, {"linear", test_linear}, {"head", test_head},
+              {"quality", test_quality}, {"extremes", test_extremes})
