@@ -313,7 +313,7 @@ def version() -> str:
 
 
 def cpu_level() -> str:
-    """The instruction set in use: "portable", "avx2", "avx512", "avx512vnni", "avx512bf16" or "amx"."""
+    """The instruction set in use: portable, avx2, avx512, avx512vnni, avx512bf16 or amx."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_level()).decode())
 

@@ -139,13 +139,6 @@ class GgufModel(ModelFile):
             for i, (part, name, _) in enumerate(tensors):
                 model.write_blocks(ours, i, self._rows(part, name))
 
-    def types(self) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
-        for codec, shape, _ in self._table.entries.values():
-            count, size = found.get(codec.name, (0, 0))
-            found[codec.name] = (count + 1, size + codec.n_bytes(shape))
-        return found
-
     def tokenizer(self) -> Tokenizer:
         values = {
             name: self._strings_or_numbers(value, key, name in gguf_tokenizer.LISTS)

@@ -160,8 +160,13 @@ class ModelFile(ABC):
         )
 
     def types(self) -> dict[str, tuple[int, int]]:
-        """Number types of the tensors, if they differ: how many tensors, and their bytes."""
-        return {}
+        """Number types of the stored tensors: how many tensors, and their bytes."""
+        found: dict[str, tuple[int, int]] = {}
+        entries: Mapping[str, Entry] = getattr(self.tensors, "entries", {})  # not those of pickle
+        for codec, shape, _ in entries.values():
+            count, size = found.get(codec.name, (0, 0))
+            found[codec.name] = (count + 1, size + codec.n_bytes(shape))
+        return found
 
     def packing(self) -> tuple[BlockRows, ...]:
         """The matrices that a model can keep as the blocks that they are stored in."""

@@ -87,8 +87,13 @@ class ShardedTensors:
                     raise GptcError(f"{index}: weight_map does not list {tensor} of {name}")
 
     @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Where each tensor is in its file."""
+        return {name: self._files[f].entries[name] for name, f in self._file_of.items()}
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: self._files[f].entries[name].shape for name, f in self._file_of.items()}
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str) -> FloatArray:
         """One tensor, as float32."""

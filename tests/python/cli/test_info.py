@@ -81,6 +81,30 @@ def test_info_names_the_ends_and_the_chat_templates(gptc: Gptc, saved: Path) -> 
     assert "chat template default, rag" in table
 
 
+def test_info_names_the_types_of_numbers(gptc: Gptc, tmp_path: Path) -> None:
+    make_checkpoint(make_config("llama"), folder=tmp_path / "m")
+    assert (
+        gptc(
+            "export",
+            "-m",
+            tmp_path / "m",
+            "--to",
+            "hf",
+            "--out",
+            tmp_path / "hf",
+            "--dtype",
+            "bf16",
+        ).code
+        == 0
+    )
+    for name, width, kind in (("m", 4, "F32"), ("hf", 2, "BF16")):
+        found = json.loads(gptc("info", tmp_path / name, "--json").out)
+        (types,) = found["types"].items()
+        n_tensors = types[1]["tensors"]
+        assert types == (kind, {"tensors": n_tensors, "bytes": width * found["parameters"]})
+        assert f"{kind} {n_tensors}, " in " ".join(gptc("info", tmp_path / name).out.split())
+
+
 def test_info_shows_what_few_models_have(gptc: Gptc, tmp_path: Path) -> None:
     yarn = {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 12}
     yarn |= {"rope_low_freq": 1.0, "rope_high_freq": 32.0}
