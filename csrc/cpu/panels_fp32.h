@@ -13,9 +13,9 @@
 enum {
     BLOCK_K = 256,                  /* terms */
     BLOCK_ROWS = 16 * BAND,         /* of a */
-    BLOCK_COLS = 24 * PANEL,        /* of b */
+    BLOCK_COLS = 384,               /* of b */
     BLOCK_B = BLOCK_K * BLOCK_COLS, /* numbers */
-    BLOCK_A = BLOCK_K * BLOCK_ROWS,
+    BLOCK_A = (BLOCK_K + APART) * BLOCK_ROWS,
 };
 
 /* ---- copies ---- */
@@ -131,9 +131,8 @@ typedef struct panel_operands {
     int K, add, is_banded;
 } panel_operands;
 
-/* Terms of a turn of the loop over them, as instructions that are not products take time, too. Rows of a that share
- * a pointer: lda and 2 lda from it are addresses of one instruction. */
-enum { TERM_TURN = 4, NEAR_ROWS = 3, POINTERS = (BAND + NEAR_ROWS - 1) / NEAR_ROWS };
+/* Terms of a turn of the loop over them, as instructions that are not products take time, too. */
+enum { TERM_TURN = 4, POINTERS = (BAND + NEAR_ROWS - 1) / NEAR_ROWS };
 
 /* sum += `terms` terms of M rows and one panel. */
 SPECIALIZED void panel_terms(vf (*sum)[2], const float *const *a, int64_t a_row, const float *b,
