@@ -9,6 +9,7 @@
 #define CPU_PANELS_FP32_H
 
 #include "kernel_fp32.h"
+#include "transpose.h"
 
 enum {
     BLOCK_K = 256,                  /* terms */
@@ -63,6 +64,8 @@ static inline void turn_lanes(float *out, const float *in, int64_t ld) {
         _mm256_storeu_ps(out + (h + 2) * PANEL, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
         _mm256_storeu_ps(out + (h + 3) * PANEL, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
     }
+#elif defined(__AVX512F__)
+    transpose_pairs((pair *)out, PANEL, (const pair *)in, ld);
 #else
     for (int j = 0; j < LANES; j++)
         for (int k = 0; k < LANES; k++) out[k * PANEL + j] = in[j * ld + k];

@@ -13,9 +13,9 @@ enum { TILE = 256, MIN_TILE = 64 };
  * makes a step of decoding independent of what else is decoded. */
 enum { FEW_ROWS = 64, FEW_COLS = DOT_WIDE ? 192 : 32, MIN_FEW_COLS = 32 };
 
-/* With more registers, b is read in place for any number of rows. A tile's rows stay in the second-level cache while
- * all columns pass them. */
-enum { DOT_NUMBERS = 96 << 10, DOT_MOST_ROWS = 128 };
+/* With more registers, b is read in place for any number of rows, unless terms are so few that adding the lanes of sums
+ * takes a tenth of the time. A tile's rows stay in the second-level cache while all columns pass them. */
+enum { DOT_LEAST_K = 384, DOT_NUMBERS = 96 << 10, DOT_MOST_ROWS = 128 };
 
 /* The most rows and columns of a tile from panels. All its rows share one copy of the columns. Where rows are copied
  * too, columns are to share them; else narrow tiles cost little, and are enough of them for the threads. */
@@ -34,7 +34,7 @@ static int is_small(const product *p) {
     return LANES == 16 && p->kind != PRODUCT_NT && (int64_t)p->N * p->K <= KERNEL_MOST_B;
 }
 static int is_dot(const product *p) {
-    return p->kind == PRODUCT_NT && (DOT_WIDE || p->M <= FEW_ROWS);
+    return p->kind == PRODUCT_NT && (p->M <= FEW_ROWS || (DOT_WIDE && p->K >= DOT_LEAST_K));
 }
 
 /* Products of more than those kernels are made for: from panels, or by BLAS. */
