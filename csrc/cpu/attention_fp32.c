@@ -4,6 +4,7 @@
 #include "attention_int8.h"
 #include "blas.h"
 #include "cache.h"
+#include "panels_fp32.h"
 #include "softmax.h"
 
 /* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
@@ -19,19 +20,73 @@ CPU_WORKSPACE(attention_workspace) {
     return sizeof(float) * thread_floats(shape->kv_int8 ? shape->HS : 0) * (size_t)n_threads;
 }
 
+/* panels: a tile of keys or values as columns, in the threads' own scratch memory. */
 typedef struct scratch {
-    float *s, *ds, *max, *sum, *delta, *rows;
+    float *s, *ds, *max, *sum, *delta, *rows, *panels;
 } scratch;
 
 static scratch thread_scratch_int8(gpt_ctx *ctx, int thread, int int8_HS) {
     float *p = (float *)ctx->workspace + thread_floats(int8_HS) * (size_t)thread;
     float *after = p + 2 * TILE_Q * TILE_K;
-    return (scratch){
-        p, p + TILE_Q * TILE_K, after, after + TILE_Q, after + 2 * TILE_Q, after + 4 * TILE_Q};
+    return (scratch){p,
+                     p + TILE_Q * TILE_K,
+                     after,
+                     after + TILE_Q,
+                     after + 2 * TILE_Q,
+                     after + 4 * TILE_Q,
+                     cpu_scratch(ctx, thread)};
 }
 
 static scratch thread_scratch(gpt_ctx *ctx, int thread) {
     return thread_scratch_int8(ctx, thread, 0);
+}
+
+/* ---- products of tiles: our own with 16 lanes, where they are measured, else those of BLAS ---- */
+
+static int is_own(int HS) {
+    return LANES == 16 && sizeof(float) * TILE_K * (size_t)HS <= CPU_SCRATCH;
+}
+
+/* s (nq, nk), rows TILE_K apart, = q k^T. */
+static void multiply_keys(float *s, const float *q, int ldq, const float *k, int ldk, int nq,
+                          int nk, int HS, float *panels) {
+    if (!is_own(HS)) {
+        gemm_nt(nq, nk, HS, 1, q, ldq, k, ldk, 0, s, TILE_K);
+        return;
+    }
+    panels_of_rows(panels, k, ldk, nk, HS);
+    panel_operands o = {.a = q,
+                        .b = panels,
+                        .c = s,
+                        .a_row = ldq,
+                        .a_band = BAND * (int64_t)ldq,
+                        .ldc = TILE_K,
+                        .K = HS};
+    panel_product(o, nq, nk);
+}
+
+/* out (nq, HS) = p v, or += with add; p (nq, nk) has rows TILE_K apart. */
+static void sum_values(float *out, int ldo, const float *p, const float *v, int ldv, int nq, int nk,
+                       int HS, int add) {
+    if (!is_own(HS)) {
+        gemm_nn(nq, HS, nk, 1, p, TILE_K, v, ldv, (float)add, out, ldo);
+        return;
+    }
+    kernel_operands o = {
+        .a = p, .b = v, .c = out, .a_row = TILE_K, .a_k = 1, .ldb = ldv, .ldc = ldo, .K = nk};
+    kernel_product(o, nq, HS, add);
+}
+
+/* out (nk, HS) += p^T x, with x (nq, HS). */
+static void sum_queries(float *out, int ldo, const float *p, const float *x, int ldx, int nq,
+                        int nk, int HS) {
+    if (!is_own(HS)) {
+        gemm_tn(nk, HS, nq, 1, p, TILE_K, x, ldx, 1, out, ldo);
+        return;
+    }
+    kernel_operands o = {
+        .a = p, .b = x, .c = out, .a_row = 1, .a_k = TILE_K, .ldb = ldx, .ldc = ldo, .K = nq};
+    kernel_product(o, nk, HS, 1);
 }
 
 /* Queries q0 to q0 + nq - 1 of one head; their keys and values start at position 0. */
@@ -85,7 +140,7 @@ static void forward_tile(const query_tile *t, scratch w) {
     }
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
-        gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, tile_keys(t, k0, nk, w), t->ldk, 0, w.s, TILE_K);
+        multiply_keys(w.s, t->q, t->ldq, tile_keys(t, k0, nk, w), t->ldk, t->nq, nk, HS, w.panels);
         for (int r = 0; r < t->nq; r++) {
             seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
             float *s = w.s + r * TILE_K;
@@ -101,8 +156,7 @@ static void forward_tile(const query_tile *t, scratch w) {
                 FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
         drop_tile(w.s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->T);
-        gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, tile_values(t, k0, nk, w), t->ldv, 1, t->out,
-                t->ldo);
+        sum_values(t->out, t->ldo, w.s, tile_values(t, k0, nk, w), t->ldv, t->nq, nk, HS, 1);
     }
     for (int r = 0; r < t->nq; r++) {
         float *out = t->out + (int64_t)r * t->ldo, inverse = 1 / w.sum[r];
@@ -205,14 +259,14 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
         int64_t keys = base + (int64_t)k0 * stride;
         const float *k = qkv + keys + key, *v = qkv + keys + value;
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
-        gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
-        gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
+        multiply_keys(w.s, q, stride, k, stride, nq, nk, HS, w.panels);  /* s = q k^T */
+        multiply_keys(w.ds, dout, ldo, v, stride, nq, nk, HS, w.panels); /* dp = dout v^T */
         drop_tile(w.ds, nq, nk, task->dropout, index, T);
         backward_rows(task, w, sight, lse, q0, nq, k0, nk);
         drop_tile(w.s, nq, nk, task->dropout, index, T);
-        gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, dqkv + keys + value, stride);
-        gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, dqkv + keys + key, stride);
-        gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > first, dq, stride);
+        sum_queries(dqkv + keys + value, stride, w.s, dout, ldo, nq, nk, HS);
+        sum_queries(dqkv + keys + key, stride, w.ds, q, stride, nq, nk, HS);
+        sum_values(dq, stride, w.ds, k, stride, nq, nk, HS, k0 > first);
     }
 }
 
@@ -263,7 +317,26 @@ static void int8_decode_query(const query_tile *t, const int8_t *next, scratch w
     FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * o.factor[0], k);
 }
 
-/* Item h is a query head. Rows that follow each other in one sequence share a tile. */
+/* One query of a float32 cache: products of one row are too small for BLAS. `next`: the keys that are read next. */
+static void decode_query(const query_tile *t, const float *next, scratch w) {
+    int HS = t->HS, n_keys = t->q0 + 1;
+    float max = -INFINITY, total = 0, shrink;
+    memset(t->out, 0, sizeof(float) * (size_t)HS);
+    for (int k0 = first_seen(t->sight, t->q0), nk; k0 < n_keys; k0 += nk) {
+        nk = cpu_min(TILE_K, n_keys - k0);
+        const float *key = t->k + (int64_t)k0 * HS, *value = t->v + (int64_t)k0 * HS;
+        const float *after = k0 + nk < n_keys ? key + (int64_t)nk * HS : next;
+        few_rows keys = {.at = (const char *)key, .next = (const char *)value, .n = nk, .HS = HS};
+        few_rows values = {
+            .at = (const char *)value, .next = (const char *)after, .n = nk, .HS = HS};
+        few_score_1(&(few_scores){.s = w.s, .q = t->q, .k = keys});
+        shrink = softmax_row(w.s, nk, nk, t->scoring, &max, &total);
+        few_sum_1(&(few_sums){.sum = t->out, .shrink = &shrink, .p = w.s, .v = values});
+    }
+    FOR_LANES (c, k, HS) vf_put(t->out + c, vf_get(t->out + c, k) * (1 / total), k);
+}
+
+/* Item h is a query head. Many rows that follow each other in one sequence share a tile. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const decode_task *task = p;
     const attention_decode *a = task->op;
@@ -275,7 +348,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
         for (int n = 0, nq; n < a->N; n += nq) {
             int kv = (int)h / (NH / a->NKV), run = cache_run(a, n, TILE_Q);
             int64_t rows = cache_begin(a, n, kv);
-            nq = a->scale_k && run <= FEW_ROWS ? 1 : run;
+            nq = run <= FEW_ROWS ? 1 : run;
             query_tile t = {.out = out + ((int64_t)n * NH + h) * HS,
                             .q = qkv + (int64_t)n * stride + h * HS,
                             .k = cache_k + rows,
@@ -290,10 +363,13 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .HS = HS,
                             .sight = {a->window, NULL},
                             .scoring = scoring_of(a->scale, a->cap, HS)};
-            if (a->scale_k && nq == 1)
-                int8_decode_query(&t, int8_head_of(a, n + 1 < a->N ? n + 1 : n, kv).k, w);
-            else
+            int after = n + 1 < a->N ? n + 1 : n;
+            if (nq > 1)
                 forward_tile(&t, w);
+            else if (a->scale_k)
+                int8_decode_query(&t, int8_head_of(a, after, kv).k, w);
+            else
+                decode_query(&t, cache_k + cache_begin(a, after, kv), w);
         }
     }
 }

@@ -77,9 +77,8 @@ struct gpt_ctx {
     void *scratch;   /* n_threads x CPU_SCRATCH, and CPU_ROUNDED */
 };
 
-/* Where float32 products are our own, from panels (panels_fp32.h); elsewhere larger ones are those of BLAS, until
- * ours are measured there. */
-#if !defined(CPU_BF16) && defined(__AVX2__) && !defined(__AVX512F__)
+/* Where float32 products are our own, from panels (panels_fp32.h); elsewhere larger ones are those of BLAS. */
+#if !defined(CPU_BF16) && (defined(__AVX2__) || defined(PLAIN_LANES))
 #define CPU_OWN_PRODUCTS
 #endif
 
@@ -87,6 +86,8 @@ struct gpt_ctx {
  * product_quant.c rounds once for all its tiles, as many as a piece of a prompt has. */
 #if defined(CPU_QUANT)
 enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 4 << 20 };
+#elif defined(CPU_OWN_PRODUCTS) && (defined(__AVX512F__) || defined(PLAIN_LANES))
+enum { CPU_SCRATCH = 640 << 10, CPU_ROUNDED = 0 };
 #elif defined(CPU_BF16) || defined(CPU_OWN_PRODUCTS)
 enum { CPU_SCRATCH = 512 << 10, CPU_ROUNDED = 0 };
 #else

@@ -9,13 +9,14 @@
 #define CPU_PANELS_FP32_H
 
 #include "kernel_fp32.h"
+#include "transpose.h"
 
 enum {
     BLOCK_K = 256,                  /* terms */
     BLOCK_ROWS = 16 * BAND,         /* of a */
-    BLOCK_COLS = 24 * PANEL,        /* of b */
+    BLOCK_COLS = 384,               /* of b */
     BLOCK_B = BLOCK_K * BLOCK_COLS, /* numbers */
-    BLOCK_A = BLOCK_K * BLOCK_ROWS,
+    BLOCK_A = (BLOCK_K + APART) * BLOCK_ROWS,
 };
 
 /* ---- copies ---- */
@@ -63,6 +64,8 @@ static inline void turn_lanes(float *out, const float *in, int64_t ld) {
         _mm256_storeu_ps(out + (h + 2) * PANEL, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
         _mm256_storeu_ps(out + (h + 3) * PANEL, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
     }
+#elif defined(__AVX512F__)
+    transpose_pairs((pair *)out, PANEL, (const pair *)in, ld);
 #else
     for (int j = 0; j < LANES; j++)
         for (int k = 0; k < LANES; k++) out[k * PANEL + j] = in[j * ld + k];
@@ -131,9 +134,8 @@ typedef struct panel_operands {
     int K, add, is_banded;
 } panel_operands;
 
-/* Terms of a turn of the loop over them, as instructions that are not products take time, too. Rows of a that share
- * a pointer: lda and 2 lda from it are addresses of one instruction. */
-enum { TERM_TURN = 4, NEAR_ROWS = 3, POINTERS = (BAND + NEAR_ROWS - 1) / NEAR_ROWS };
+/* Terms of a turn of the loop over them, as instructions that are not products take time, too. */
+enum { TERM_TURN = 4, POINTERS = (BAND + NEAR_ROWS - 1) / NEAR_ROWS };
 
 /* sum += `terms` terms of M rows and one panel. */
 SPECIALIZED void panel_terms(vf (*sum)[2], const float *const *a, int64_t a_row, const float *b,

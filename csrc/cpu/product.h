@@ -1,7 +1,7 @@
 /* product.h: the matrix product that linear.c and the head are made of: tiles shared out over the
  * threads, each piece followed by an epilogue while it is in cache.
  *
- * product_fp32.c: operands as they are in memory; kernel_fp32.h, panels_fp32.h or BLAS for a tile.
+ * product_fp32.c: operands as they are in memory; dot_fp32.h, kernel_fp32.h, panels_fp32.h or BLAS for a tile.
  * product_bf16.c reads b packed (pack.h), by the kernels of kernel_bf16.h and kernel_amx.h. */
 #ifndef CPU_PRODUCT_H
 #define CPU_PRODUCT_H

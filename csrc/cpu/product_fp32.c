@@ -2,8 +2,8 @@
 #include "product.h"
 
 #include "blas.h"
+#include "dot_fp32.h"
 #include "panels_fp32.h"
-#include "simd.h"
 
 /* Large enough that packing, which BLAS repeats for each tile, is a small share of the work;
  * small enough that a tile of out stays in the second-level cache for its epilogue. */
@@ -11,7 +11,11 @@ enum { TILE = 256, MIN_TILE = 64 };
 
 /* Up to this many rows b comes from memory, and is read in place, in narrow tiles. That also
  * makes a step of decoding independent of what else is decoded. */
-enum { FEW_ROWS = 64, FEW_COLS = 32 };
+enum { FEW_ROWS = 64, FEW_COLS = DOT_WIDE ? 192 : 32, MIN_FEW_COLS = 32 };
+
+/* With more registers, b is read in place for any number of rows, unless terms are so few that adding the lanes of sums
+ * takes a tenth of the time. A tile's rows stay in the second-level cache while all columns pass them. */
+enum { DOT_LEAST_K = 384, DOT_NUMBERS = 96 << 10, DOT_MOST_ROWS = 128 };
 
 /* The most rows and columns of a tile from panels. All its rows share one copy of the columns. Where rows are copied
  * too, columns are to share them; else narrow tiles cost little, and are enough of them for the threads. */
@@ -24,15 +28,13 @@ typedef struct product_tiles {
     int n_cols;     /* tiles side by side */
 } product_tiles;
 
-/* The kernels of kernel_fp32.h are fastest here. With narrower vectors they are for few rows only: measured. */
+/* The kernel of kernel_fp32.h is fastest here. With narrower vectors it is for few rows only: measured. */
 static int is_small(const product *p) {
     if (LANES == 8) return p->kind == PRODUCT_NN && p->M <= 24 && p->K <= 1024;
-    if (LANES < 16) return 0;
-    if (p->kind == PRODUCT_NT && (p->K > KERNEL_MOST_K || p->M <= FEW_ROWS)) return 0;
-    return (int64_t)p->N * p->K <= KERNEL_MOST_B;
+    return LANES == 16 && p->kind != PRODUCT_NT && (int64_t)p->N * p->K <= KERNEL_MOST_B;
 }
 static int is_dot(const product *p) {
-    return p->kind == PRODUCT_NT && (LANES == 16 || p->M <= FEW_ROWS);
+    return p->kind == PRODUCT_NT && (p->M <= FEW_ROWS || (DOT_WIDE && p->K >= DOT_LEAST_K));
 }
 
 /* Products of more than those kernels are made for: from panels, or by BLAS. */
@@ -50,8 +52,8 @@ static const float *operand_b(const product *p) {
     return p->kind == PRODUCT_TN ? p->b : p->w;
 }
 
-/* A tile by our own kernels: see kernel_fp32.h. */
-static void own_tile(const product *p, int row, int rows, int col, int cols) {
+/* A tile by a kernel that copies nothing of b. */
+static void own_tile(const product *p, float *scratch, int row, int rows, int col, int cols) {
     kernel_operands o = {
         .c = p->out + (int64_t)row * p->ldo + col, .ldb = p->ldb, .ldc = p->ldo, .K = p->K};
     int by_column = p->kind == PRODUCT_TN;
@@ -64,11 +66,13 @@ static void own_tile(const product *p, int row, int rows, int col, int cols) {
         return;
     }
     o.b = operand_b(p) + (int64_t)col * p->ldb;
+    if (rows > DOT_ROWS && is_crowded(p->lda) &&
+        sizeof(float) * (size_t)rows * (size_t)(p->K + APART) <= CPU_SCRATCH) {
+        o.a = rows_closer(scratch, o.a, p->lda, rows, p->K);
+        o.a_row = p->K + APART;
+    }
     for (int twin = 0; twin <= (p->twin > 0); twin++) {
-        if (is_small(p))
-            kernel_product_nt(o, rows, cols);
-        else
-            kernel_dot(o, rows, cols);
+        kernel_dot(o, rows, cols);
         o.b += (int64_t)p->twin * p->ldb;
         o.c += p->twin;
     }
@@ -118,6 +122,10 @@ static panel_operands pack_rows(const product *p, float *bands, int row, int row
     if (p->kind != PRODUCT_TN) {
         o.a = p->a + (int64_t)row * p->lda + k;
         o.a_row = p->lda;
+        if (is_crowded(p->lda)) {
+            o.a = rows_closer(bands, o.a, p->lda, rows, n_terms);
+            o.a_row = n_terms + APART;
+        }
         o.a_band = BAND * o.a_row;
         return o;
     }
@@ -162,7 +170,7 @@ static void product_tile(const product *p, float *scratch, int row, int rows, in
         return;
     }
     if (is_small(p) || is_dot(p))
-        own_tile(p, row, rows, col, cols);
+        own_tile(p, scratch, row, rows, col, cols);
     else
         blas_tile(p, row, rows, col, cols);
     if (p->epilogue) run_epilogue(p, row, rows, col, cols);
@@ -179,8 +187,10 @@ static void product_run_tiles(void *args, int thread, int64_t begin, int64_t end
 
 /* Tiles of about the same size, and enough of them for the threads to end together. */
 static product_tiles split(const product *p, int n_threads) {
-    int most_rows = has_panels(p) ? PANEL_TILE_ROWS : TILE, most_cols = TILE;
-    if (is_dot(p) && p->M <= FEW_ROWS) most_cols = FEW_COLS;
+    int most_rows = has_panels(p) ? PANEL_TILE_ROWS : TILE, most_cols = TILE, least = MIN_TILE;
+    if (is_dot(p)) most_cols = FEW_COLS, least = MIN_FEW_COLS;
+    if (DOT_WIDE && is_dot(p))
+        most_rows = cpu_max(cpu_min(DOT_NUMBERS / p->K, DOT_MOST_ROWS), 2 * WIDE_ROWS);
     if (has_panels(p)) most_cols = p->kind == PRODUCT_TN ? BLOCK_COLS : PANEL_TILE_COLS;
     int n_rows = (int)cpu_div_up(p->M, most_rows), n_cols = (int)cpu_div_up(p->N, most_cols);
     while (n_rows * n_cols < 4 * n_threads) {
@@ -188,7 +198,7 @@ static product_tiles split(const product *p, int n_threads) {
         int by_cols = has_panels(p) && p->kind != PRODUCT_TN && wide >= 2 * MIN_PANEL_COLS;
         if (!by_cols && tall >= wide && tall >= 2 * MIN_TILE)
             n_rows *= 2;
-        else if (by_cols || wide >= 2 * MIN_TILE)
+        else if (by_cols || wide >= 2 * least)
             n_cols *= 2;
         else
             break;

@@ -95,6 +95,14 @@ static inline void vf_add_product(vf *sum, vf a, vf b) {
 #endif
 }
 
+/* x in a register, also where instructions could read it from memory again each time. */
+static inline vf vf_in_register(vf x) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
 static inline vf vf_select(vi mask, vf yes, vf no) {
     return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
 }

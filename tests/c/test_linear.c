@@ -45,7 +45,9 @@ static const sizes cases[] = {
     {521, 17, 90},
     {259, 403, 9},
     {70, 601, 25},
-    {5, 528, 501}, /* a gradient and weights that are written past the caches */
+    {5, 528, 501},   /* a gradient and weights that are written past the caches */
+    {1301, 405, 14}, /* a gradient that vectors of 16 take from panels */
+    {14, 515, 1024}, /* an input's that they do, from rows that share a set of the cache */
 };
 
 static const int activations[] = {GPT_ACT_NONE,     GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU,
@@ -252,6 +254,7 @@ static void test_rows_alone(void) {
     check_rows_alone(64, 192);
     check_rows_alone(96, 33);
     check_rows_alone(256, 65);
+    check_rows_alone(1024, 203);
     check_rows_alone(2051, 40);
 }
 
@@ -356,6 +359,8 @@ static void test_backward(void) {
             check_backward(cases[i], activations[a], (i + a) % 2);
         }
     }
+    /* more rows of both gradients than a block of panels of 16 lanes has */
+    if (!test_is_short()) check_backward((sizes){205, 1030, 515}, GPT_ACT_NONE, 1);
 }
 
 /* The padding rows of wte hold large numbers, which must not reach the logits. */
