@@ -297,6 +297,7 @@ CPU_OP(attention_backward) {
 typedef struct decode_task {
     gpt_ctx *ctx;
     const attention_decode *op;
+    int n_parts; /* of a head: each has every n_parts-th tile */
 } decode_task;
 
 /* One query of an int8 cache. */
@@ -336,7 +337,7 @@ static void decode_query(const query_tile *t, const float *next, scratch w) {
     FOR_LANES (c, k, HS) vf_put(t->out + c, vf_get(t->out + c, k) * (1 / total), k);
 }
 
-/* Item h is a query head. Many rows that follow each other in one sequence share a tile. */
+/* Item i is a part of a query head, late ones first. Many rows that follow each other in one sequence share a tile. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const decode_task *task = p;
     const attention_decode *a = task->op;
@@ -344,11 +345,13 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     float *out = a->out;
     int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
     scratch w = thread_scratch_int8(task->ctx, thread, a->scale_k ? HS : 0);
-    for (int64_t h = begin; h < end; h++) {
-        for (int n = 0, nq; n < a->N; n += nq) {
+    for (int64_t i = begin; i < end; i++) {
+        int64_t h = i % NH, part = task->n_parts - 1 - i / NH;
+        for (int n = 0, tile = 0, nq; n < a->N; n += nq, tile++) {
             int kv = (int)h / (NH / a->NKV), run = cache_run(a, n, TILE_Q);
             int64_t rows = cache_begin(a, n, kv);
             nq = run <= FEW_ROWS ? 1 : run;
+            if (tile % task->n_parts != part) continue;
             query_tile t = {.out = out + ((int64_t)n * NH + h) * HS,
                             .q = qkv + (int64_t)n * stride + h * HS,
                             .k = cache_k + rows,
@@ -375,7 +378,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 CPU_OP(attention_decode) {
-    decode_task task = {ctx, op};
+    decode_task task = {ctx, op, (int)cpu_div_up(op->N, TILE_Q)};
     cpu_parallel(ctx, cache_store_rows, (void *)op, op->N, 16);
-    cpu_parallel(ctx, decode_heads, &task, op->NH, 1);
+    cpu_parallel(ctx, decode_heads, &task, (int64_t)op->NH * task.n_parts, 1);
 }
