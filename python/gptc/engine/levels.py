@@ -64,7 +64,8 @@ def measure(run: Callable[[], object]) -> None:
 def times() -> list[LevelTimes]:
     """All that has been measured."""
     ffi, lib, _ = library.load()
-    found, one = [], ffi.new("gpt_level_times *")
+    one = ffi.new("gpt_level_times *")
+    found: list[LevelTimes] = []
     while lib.gpt_cpu_times(len(found), one) == library.GPT_OK:
         seconds = one.seconds[0], one.seconds[1]
         name = ffi.string(one.op).decode()
