@@ -11,6 +11,7 @@ from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import config_option
 from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
+from gptc.files.words import quoted
 from gptc.training.defaults import DPO_LR, FULL_DPO_LR, FULL_LR, defaults_for
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
@@ -22,6 +23,17 @@ Examples:
   gptc finetune -m runs/people --data pairs.jsonl --dpo
 """
 _ABSENT = ("data", "init_from", "preset", "depth", *SHAPE)  # options of gptc train that it has not
+
+
+def _one_file(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str:
+    """The data. UsageError for several files: click would silently take the last."""
+    if len(given) > 1:
+        files, model = " ".join(map(quoted, given)), quoted(ctx.params.get("model") or "MODEL")
+        raise UsageError(
+            "--data is given twice: make one dataset of the files and give its folder: "
+            f"gptc prepare {files} --tokenizer {model} --out DIR"
+        )
+    return given[0]
 
 
 class FinetuneCommand(SectionedCommand):
@@ -46,6 +58,8 @@ class FinetuneCommand(SectionedCommand):
     required=True,
     metavar="FILE",
     type=click.Path(),
+    multiple=True,
+    callback=_one_file,
     help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
 @options_of(TrainOptions, without=_ABSENT, unset=True)

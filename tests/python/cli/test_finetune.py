@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,21 @@ def test_faults_are_one_line(
     config.write_text('data = "stories"\n')
     ran = gptc("finetune", "-m", base, "--data", bad, "--config", config)
     assert (ran.code, "sets data" in ran.err) == (2, True)
+
+
+def test_several_files_are_made_one_dataset_as_advised(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    more = write_rows(tmp_path / "more rows.jsonl", rows(20, seed=2))
+    ran = gptc("finetune", "-m", base, "--data", chats, "--data", more)
+    assert ran.code == 2
+    _, _, advice = ran.err.partition("give its folder: gptc ")
+    out = tmp_path / "both"
+    ran = gptc(*shlex.split(advice.replace("DIR", str(out))))
+    assert ran.code == 0, ran.err
+    ran = gptc("finetune", "-m", base, "--data", out, "--out", tmp_path / "run", "--steps", 1)
+    assert "45 conversations to train on, 5 held out" in ran.err
 
 
 def test_masks_are_shown_in_brackets(
