@@ -48,7 +48,7 @@ class Mixture(Dataset):
             if dataset.tokenizer.fingerprint() != first.tokenizer.fingerprint():
                 raise UsageError(
                     f"--data {one.name} and {found[0].name} have different tokenizers: prepare "
-                    f"one again with gptc prepare --tokenizer {quoted(first.folder)}"
+                    f"one again: gptc prepare SOURCE --tokenizer {quoted(first.folder)} --out DIR"
                 )
         meta = {
             **first.meta,
