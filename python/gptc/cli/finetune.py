@@ -83,7 +83,7 @@ def finetune_command(
     tenth of the rows is held out; the model answers three of their prompts before and after. With
     --dpo, rows have `prompt`, `chosen` and `rejected`, and the learning rate is 1e-5 (1e-6).
     """
-    from gptc.data.chat_cache import check_rows
+    from gptc.data.chat_cache import check_rows, is_texts
     from gptc.engine.world import join
     from gptc.training.progress import make_progress
     from gptc.training.run import train
@@ -99,7 +99,13 @@ def finetune_command(
 
     world = join(values["comm_timeout"])
     options = world.together(asked_for)
-    summary = train(options, progress=None if world.rank else make_progress())
+    progress = None if world.rank else make_progress()
+    if progress is not None and is_texts(data):
+        progress.note(
+            f"note: {data} has texts and no conversations: every token is learned, without a chat "
+            "template"
+        )
+    summary = train(options, progress=progress)
     end(ctx, summary, as_json, quiet=world.rank > 0)
 
 

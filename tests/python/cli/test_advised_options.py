@@ -23,7 +23,7 @@ _WORD = re.compile(rf"--?[a-z][a-z-]*|[A-Z]+|[0-9]+|\w*{_VALUE}\S*?")
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """The place of each text in the sources that is no docstring, and the text."""
+    """The place of each text in the sources except docstrings, and the text."""
     for path in sorted(_SOURCES.rglob("*.py")):
         source = path.read_text()
         if "gptc " not in source:

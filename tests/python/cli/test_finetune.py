@@ -104,6 +104,39 @@ def test_several_files_are_made_one_dataset_as_advised(
     assert "45 conversations to train on, 5 held out" in ran.err
 
 
+def test_texts_are_noted(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    text, data = tmp_path / "a.txt", tmp_path / "data"
+    text.write_text("Amy is 30 years old and lives in Oslo.\n" * 200)
+    assert gptc("prepare", text, "--tokenizer", base, "--out", data).code == 0
+    for i, (given, noted) in enumerate(((text, True), (data, True), (chats, False))):
+        out = tmp_path / f"run {i}"
+        ran = gptc("finetune", "-m", base, "--data", given, "--out", out, "--steps", 1)
+        assert ran.code == 0, ran.err
+        note = f"note: {given} has texts and no conversations: every token is learned"
+        assert (note in ran.err) == noted
+
+
+def test_faults_of_rows_name_options_that_there_are(
+    files: tuple[Path, Path],
+    gptc: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, chats = files
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(chats.read_text() + "{\n")
+    for command in (("finetune", "-m"), ("train", "--init-from")):
+        ran = gptc(*command, base, "--data", bad)
+        assert f"{bad}: line 31 is not JSON: repair it, or leave such rows out with" in ran.err
+        assert "--raw" not in ran.err
+    monkeypatch.setenv("GPTC_LIMITS", "row=50")
+    ran = gptc("finetune", "-m", base, "--data", bad)
+    assert "cut it into several rows, or raise it with GPTC_LIMITS=row=SIZE" in ran.err
+
+
 def test_masks_are_shown_in_brackets(
     files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
 ) -> None:
