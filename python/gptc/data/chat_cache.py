@@ -131,10 +131,11 @@ def resolve_chats(
     except GptcError:
         pass  # not there yet, or damaged: the cache is ours
     else:
+        found.named = name
         if notify and (n := found.meta["chats"]["left_out"]):
             notify(f"note: {plural(n, 'bad row')} left out")
         return found
-    return prepare(
+    found = prepare(
         [name],
         out,
         force=out.exists(),
@@ -144,3 +145,5 @@ def resolve_chats(
         chat_template=chat_template,
         on_bad_row=on_bad_row,
     )
+    found.named = name
+    return found

@@ -302,6 +302,7 @@ def resolve_dataset(
     out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"
     dataset = _cached(out)
     if dataset is not None:
+        dataset.named = name_or_path
         for source in dataset.meta["sources"]:
             for note in source_notes({**source, "source": name_or_path}):
                 if notify:
@@ -310,7 +311,7 @@ def resolve_dataset(
             _note_unknown(dataset, notify)
         return dataset
     try:
-        return prepare(
+        dataset = prepare(
             [name_or_path],
             out,
             tokenizer=tokenizer,
@@ -323,6 +324,8 @@ def resolve_dataset(
         )
     except GptcError as error:
         raise _with_command(error, name_or_path) from error.__cause__
+    dataset.named = name_or_path
+    return dataset
 
 
 def _cached(out: Path) -> Dataset | None:

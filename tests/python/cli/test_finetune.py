@@ -137,6 +137,23 @@ def test_faults_of_rows_name_options_that_there_are(
     assert "cut it into several rows, or raise it with GPTC_LIMITS=row=SIZE" in ran.err
 
 
+def test_faults_name_the_file_that_was_given(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    short = tmp_path / "short.txt"
+    short.write_text("Amy")
+    for _ in range(2):  # the second time, the cache has the dataset
+        for command, named in (
+            (("--data", chats, "--dpo"), f"; {chats} has others"),
+            (("--data", chats, "--seq-len", 8), f"of the train split of {chats} has a target"),
+            (("--data", short), f"the train split of {short} has "),
+        ):
+            ran = gptc("finetune", "-m", base, *command, "--out", tmp_path / "run")
+            assert named in ran.err
+            assert str(tmp_path / "cache") not in ran.err
+
+
 def test_masks_are_shown_in_brackets(
     files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
 ) -> None:
