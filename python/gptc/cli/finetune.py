@@ -12,8 +12,10 @@ from gptc.cli.params import config_option
 from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
 from gptc.files.words import quoted
+from gptc.settings import declared
 from gptc.training.defaults import DPO_LR, FULL_DPO_LR, FULL_LR, defaults_for
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
+from gptc.training.step_options import STEP
 
 _EPILOG = """\b
 Examples:
@@ -40,8 +42,33 @@ class FinetuneCommand(SectionedCommand):
     """Groups its help by the sections of TrainOptions."""
 
     declares = (TrainOptions,)
-    rest = "Model and data"
-    rest_first = True
+    homes = {"model": TrainOptions.SECTIONS[0]}  # noqa: RUF012
+    titles = {STEP: "Batches and optimizer"}  # noqa: RUF012
+
+
+def _power(x: float) -> str:
+    return f"{x:.0e}".replace("e-0", "e-")
+
+
+def _shown() -> dict[str, str]:
+    """The defaults in the help, where they are not those of gptc train."""
+    table = defaults_for("init-from") | defaults_for("finetune")
+    texts = {
+        name: f"{value:g}" if isinstance(value, float | int) else str(value)
+        for name, option in declared(TrainOptions).items()
+        if option.shown == "by preset" or name in table
+        for value in [table.get(name, option.default)]
+    }
+    return texts | {
+        "tokenizer": "the model's",
+        "out": "runs/MODEL-DATA",
+        "steps": "as --epochs",
+        "epochs": f"{table['epochs']:g}, unless another limit is given",
+        "warmup_steps": f"{defaults_for('init-from')['warmup_steps']}, at most a tenth of them",
+        "lora_rank": f"{table['lora_rank']}; 0 on a GPU that --device auto chooses",
+        "lr": f"{_power(table['lr'])}, with --dpo {_power(DPO_LR)}; without adapters "
+        f"{_power(FULL_LR)} and {_power(FULL_DPO_LR)}",
+    }
 
 
 @click.command("finetune", cls=FinetuneCommand, epilog=_EPILOG)
@@ -62,7 +89,7 @@ class FinetuneCommand(SectionedCommand):
     callback=_one_file,
     help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
-@options_of(TrainOptions, without=_ABSENT, unset=True)
+@options_of(TrainOptions, without=_ABSENT, defaults=_shown(), unset=True)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
 @click.pass_context
