@@ -90,7 +90,10 @@ class Mixture(Dataset):
 
 def not_mixed(name: str) -> UsageError:
     """The error for conversations in a mixture."""
-    return UsageError(f"--data {name} has conversations, which are not mixed: train on it alone")
+    return UsageError(
+        f"--data {name} has conversations, which are not mixed: train on it alone, or on one "
+        f"dataset of several files: gptc prepare {quoted(name)} FILE --tokenizer MODEL --out DIR"
+    )
 
 
 class MixedLoader(Loader):
