@@ -137,6 +137,25 @@ def test_faults_of_rows_name_options_that_there_are(
     assert "cut it into several rows, or raise it with GPTC_LIMITS=row=SIZE" in ran.err
 
 
+def test_a_run_that_left_rows_out_is_evaluated_without_them(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    bad, out, data = tmp_path / "bad rows.jsonl", tmp_path / "run", tmp_path / "data"
+    bad.write_text(chats.read_text() + "{\n")
+    skip = ("--on-bad-row", "skip")
+    ran = gptc("finetune", "-m", base, "--data", bad, "--out", out, "--steps", 1, *skip)
+    assert ran.code == 0, ran.err
+    for given in ((), ("--data", bad)):
+        ran = gptc("eval", "-m", out, *given)
+        assert ran.code == 0, ran.err
+    ran = gptc("eval", "-m", base, "--data", bad)
+    assert (ran.code, "with --on-bad-row skip; that is an option of: gptc" in ran.err) == (1, True)
+    advice = shlex.split(ran.err.partition("option of: gptc ")[2].replace("DIR", str(data)))
+    assert gptc(*advice, *skip).code == 0
+    assert gptc("eval", "-m", base, "--data", data).code == 0
+
+
 def test_faults_name_the_file_that_was_given(
     files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
 ) -> None:
