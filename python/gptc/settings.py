@@ -239,6 +239,11 @@ def read_toml(cls: type, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     known = declared(cls)
+    for key, value in data.items():
+        if _is_table(value) and key.replace("-", "_") not in known:
+            raise UsageError(
+                f"{path}: [{key}] is a table, and tables are not read: write its options without it"
+            )
     try:
         given = {
             name: _sized(known.get(name), _from_toml(value))
@@ -294,6 +299,13 @@ def _from_toml(value: Any) -> Any:
     if isinstance(encoded, str):
         return unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
     return value
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a table, or an array of some, and not one that `_to_toml` wrote."""
+    if isinstance(value, list):
+        return any(map(_is_table, value))
+    return isinstance(value, dict) and isinstance(_from_toml(value), dict)
 
 
 def _is_unicode(text: str) -> bool:

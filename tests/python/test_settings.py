@@ -168,6 +168,17 @@ def test_none_is_left_out_of_toml() -> None:
     assert to_toml(Few(size=3), leave_out=("kind",)) == "size = 3\nshare = 0.5\n"
 
 
+@pytest.mark.parametrize("text", ["[few]\nsize = 3\n", "[[few]]\nsize = 3\n", "few.size = 3\n"])
+def test_a_table_of_toml_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"run.toml: \[few\] is a table, and tables are not read"):
+        read_toml(Few, file)
+    file.write_text("[size]\na = 3\n")
+    with pytest.raises(UsageError, match=r"size is .*it must be a whole number"):
+        read_toml(Few, file)
+
+
 def test_each_text_comes_back_from_toml(tmp_path: Path) -> None:
     """The class: text that TOML cannot hold as JSON writes it."""
     file = tmp_path / "run.toml"

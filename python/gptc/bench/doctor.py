@@ -36,7 +36,7 @@ PACKAGES = (
     ("pyarrow", "data in .parquet"),
     ("zstandard", "data in .zst"),
     ("sentencepiece", "SentencePiece tokenizers"),
-    ("torch", "gptc bench --against torch"),
+    ("torch", "gptc bench train --against torch"),
 )
 
 # The largest relative errors: of the loss, of the gradient (all of it, as a vector) and of the loss

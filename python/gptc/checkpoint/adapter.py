@@ -25,10 +25,9 @@ from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
-from gptc.files.words import quoted
 from gptc.formats import peft
 from gptc.formats.layout import Part, Placement, Tensors
-from gptc.formats.model_file import ModelFile
+from gptc.formats.model_file import ModelFile, name_base
 from gptc.formats.numbers import F32
 from gptc.formats.safetensors import tensor_chunks
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
@@ -155,7 +154,4 @@ def _json(data: Mapping[str, Any]) -> list[bytes]:
 
 def missing_base(folder: Path, base: str) -> GptcError:
     """The error about an adapter whose base is not where it says."""
-    return GptcError(
-        f"{folder} is an adapter of {base}, which is not there: name the model with "
-        f"-m BASE --adapter {quoted(folder)}"
-    )
+    return GptcError(f"{folder} is an adapter of {base}, which is not there: {name_base(folder)}")

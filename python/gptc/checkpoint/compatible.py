@@ -74,7 +74,7 @@ def prepared_with(dataset: Dataset, given: str | None) -> str:
         same = same_tokens(make_tokenizer(tokenizer_name(given)), theirs)
     if not same:
         raise UsageError(
-            f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
+            f"{dataset.named} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
             f"--tokenizer {quoted(given)} out, or prepare the text again with: "
             f"gptc prepare SOURCE --tokenizer {quoted(given)} --out DIR"
         )
@@ -98,12 +98,12 @@ def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) 
         name = own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
-            f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
+            f"{dataset.named} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
             f"with: gptc prepare SOURCE --out DIR --tokenizer {quoted(name)}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(
-            f"{dataset.folder} has a vocabulary of {dataset.vocab_size:,} ({theirs.kind} "
+            f"{dataset.named} has a vocabulary of {dataset.vocab_size:,} ({theirs.kind} "
             f"tokenizer), {known.path} one of {known.config.vocab_size:,}; prepare the text with "
             "the model's tokenizer"
         )

@@ -46,7 +46,6 @@ from gptc.errors import UPGRADE, GptcError, NoTokenizer
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.limits import read_file
 from gptc.files.values import parse_json
-from gptc.files.words import quoted
 from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name
 from gptc.formats.layout import Part, Placement
@@ -193,8 +192,7 @@ class Checkpoint(ModelFile):
         trainer = self.trainer()
         if trainer is None or not (self.path / OPTIMIZER).is_file():
             raise GptcError(
-                f"{self.path} holds no optimizer state; start a new run from it with "
-                f"--init-from {quoted(self.path)}"
+                f"{self.path} holds no optimizer state; start a new run from it with {self.begin}"
             )
         tensors = self._moments
         for name, _, _ in self.trained():

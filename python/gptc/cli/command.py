@@ -10,6 +10,8 @@ from gptc.files.elsewhere import as_typed, instead
 from gptc.files.words import quoted
 
 _WORDS = ("model", "data", "prompt", "preset")  # options whose name is easily left out
+_READ = ("PATH", "FILE", "DIR", "MODEL")  # placeholders of paths
+_WRITTEN = ("out", "runs", "table")  # paths that are not read
 
 
 class Command(click.Command):
@@ -20,6 +22,7 @@ class Command(click.Command):
         ctx.allow_extra_args = True  # click's error would not say what to type
         given = list(args)
         try:
+            self._refuse_repeated(ctx, given)
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if ctx.resilient_parsing:
@@ -29,6 +32,17 @@ class Command(click.Command):
         if rest and not ctx.resilient_parsing:
             ctx.fail(f"unexpected argument {quoted(rest[0])}; {self._spelling(ctx, rest[0])}")
         return rest
+
+    def _refuse_repeated(self, ctx: click.Context, args: Sequence[str]) -> None:
+        """UsageError for several files of an option that takes one: click would read the last."""
+        if ctx.resilient_parsing:
+            return
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param in order:
+            once = param.metavar in _READ and not param.multiple and param.name not in _WRITTEN
+            if once and order.count(param) > 1:
+                name, last = min(param.opts, key=len), quoted(values[param.name])
+                ctx.fail(f"{name} is given twice, last as {last}: give it once")
 
     def _other_option(self, ctx: click.Context, name: str, close: Sequence[str] | None) -> str:
         known = {known for option in self.params for known in option.opts if known[:1] == "-"}

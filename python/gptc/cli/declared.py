@@ -39,15 +39,18 @@ def options_of(
     def add(command: _Command) -> _Command:
         for declaration in reversed(chosen):
             given = (defaults or {}).get(declaration.name, declaration.default)
-            command = _option(declaration, given, unset)(command)
+            chosen_here = declaration.name in (defaults or {})
+            command = _option(declaration, given, unset, chosen_here)(command)
         return command
 
     return add
 
 
-def _option(declaration: Declared, default: Any, unset: bool) -> Callable[[_Command], _Command]:
+def _option(
+    declaration: Declared, default: Any, unset: bool, chosen_here: bool
+) -> Callable[[_Command], _Command]:
     shown = declaration.default_text
-    if default is not None and default != declaration.default:
+    if default is not None and chosen_here:
         shown = str(default)
     default = None if unset else default
     help = declaration.help + (f"  [{shown}]" if shown else "")
@@ -88,11 +91,16 @@ class SectionedCommand(Command):
     declares: tuple[type, ...]
     rest = "Other options"  # the heading of the options that no dataclass declares
     rest_first = False
+    homes: Mapping[str, str] = {}  # the sections of other options that go first in one
+    titles: Mapping[str, str] = {}  # headings, where they are not the sections' names
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes each section, and one of the command's other options."""
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
         sections: dict[str, list[tuple[str, str]]] = {}
+        for name, section in self.homes.items():
+            if record := records.pop(name, None):
+                sections.setdefault(section, []).append(record)
         for cls in self.declares:
             options = declared(cls)
             for section in ordered_sections(cls, getattr(cls, "SECTIONS", ())):
@@ -102,5 +110,5 @@ class SectionedCommand(Command):
         rest = {self.rest: [record for record in records.values() if record]}
         ordered = rest | sections if self.rest_first else sections | rest
         for section, found in ordered.items():
-            with formatter.section(section):
+            with formatter.section(self.titles.get(section, section)):
                 formatter.write_dl(found)

@@ -21,6 +21,7 @@ from gptc.cli.tasks import given_for_code, run_tasks
 from gptc.data.options import TEXT_PACKING
 from gptc.engine.options import CacheOptions, DeviceOptions, check_device
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import quoted
 from gptc.generation.options import Sampling
 
 if TYPE_CHECKING:
@@ -376,6 +377,7 @@ def _dataset(checkpoint: ModelFile, data: str | None, quiet: bool) -> tuple[Data
         if not quiet:
             click.echo(line, err=True)
 
+    on_bad_row = _on_bad_row(checkpoint) if _is_training_data(checkpoint, data) else "stop"
     if data is None:
         trained = _trained_data(checkpoint)
         if trained is None:
@@ -387,19 +389,38 @@ def _dataset(checkpoint: ModelFile, data: str | None, quiet: bool) -> tuple[Data
         data = trained[0]
     own = checkpoint.tokenizer()
     if is_chat_file(data):
-        return resolve_chats(data, own, notify=notify), data
+        try:
+            return resolve_chats(data, own, on_bad_row=on_bad_row, notify=notify), data
+        except GptcError as error:
+            if "--on-bad-row" not in str(error):
+                raise
+            raise GptcError(
+                f"{error}; that is an option of: gptc prepare {quoted(data)} --tokenizer "
+                f"{quoted(checkpoint.path)} --out DIR"
+            ) from error.__cause__
     argument = tokenizer_argument(own, checkpoint, data)
     dataset = resolve_dataset(data, argument, notify=notify)
     check_vocabulary(checkpoint, own, dataset)
     return dataset, data
 
 
-def _trained_data(checkpoint: ModelFile) -> list[str] | None:
-    """The datasets that the checkpoint's run was trained on, without weights; None = not known."""
+def _run_options(checkpoint: ModelFile) -> dict[str, Any]:
+    """The options of the checkpoint's run; empty = not known."""
     from gptc.checkpoint.reader import Checkpoint
 
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
-    data = trainer["options"]["data"] if trainer and "options" in trainer else None
+    found: dict[str, Any] = (trainer or {}).get("options", {})
+    return found
+
+
+def _on_bad_row(checkpoint: ModelFile) -> str:
+    """How the checkpoint's run has treated rows that are not conversations."""
+    return "skip" if _run_options(checkpoint).get("on_bad_row") == "skip" else "stop"
+
+
+def _trained_data(checkpoint: ModelFile) -> list[str] | None:
+    """The datasets that the checkpoint's run was trained on, without weights; None = not known."""
+    data = _run_options(checkpoint).get("data")
     if data is None or isinstance(data, str):
         return None if data is None else [data]
     return [text.rpartition(":")[0] for text in data]

@@ -11,8 +11,11 @@ from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import config_option
 from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
+from gptc.files.words import quoted
+from gptc.settings import declared
 from gptc.training.defaults import DPO_LR, FULL_DPO_LR, FULL_LR, defaults_for
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
+from gptc.training.step_options import STEP
 
 _EPILOG = """\b
 Examples:
@@ -24,12 +27,48 @@ Examples:
 _ABSENT = ("data", "init_from", "preset", "depth", *SHAPE)  # options of gptc train that it has not
 
 
+def _one_file(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str:
+    """The data. UsageError for several files: click would silently take the last."""
+    if len(given) > 1:
+        files, model = " ".join(map(quoted, given)), quoted(ctx.params.get("model") or "MODEL")
+        raise UsageError(
+            "--data is given twice: make one dataset of the files and give its folder: "
+            f"gptc prepare {files} --tokenizer {model} --out DIR"
+        )
+    return given[0]
+
+
 class FinetuneCommand(SectionedCommand):
     """Groups its help by the sections of TrainOptions."""
 
     declares = (TrainOptions,)
-    rest = "Model and data"
-    rest_first = True
+    homes = {"model": TrainOptions.SECTIONS[0]}  # noqa: RUF012
+    titles = {STEP: "Batches and optimizer"}  # noqa: RUF012
+
+
+def _power(x: float) -> str:
+    return f"{x:.0e}".replace("e-0", "e-")
+
+
+def _shown() -> dict[str, str]:
+    """The defaults in the help, where they are not those of gptc train."""
+    table = defaults_for("init-from") | defaults_for("finetune")
+    texts = {
+        name: f"{value:g}" if isinstance(value, float | int) else str(value)
+        for name, option in declared(TrainOptions).items()
+        if option.shown == "by preset" or name in table
+        for value in [table.get(name, option.default)]
+    }
+    return texts | {
+        "tokenizer": "the model's",
+        "out": "runs/MODEL-DATA",
+        "steps": "as --epochs",
+        "epochs": f"{table['epochs']:g}, unless another limit is given",
+        "warmup_steps": f"{defaults_for('init-from')['warmup_steps']}, at most a tenth of them",
+        "lora_rank": f"{table['lora_rank']}; 0 on a GPU that --device auto chooses",
+        "lr": f"{_power(table['lr'])}, with --dpo {_power(DPO_LR)}; without adapters "
+        f"{_power(FULL_LR)} and {_power(FULL_DPO_LR)}",
+    }
 
 
 @click.command("finetune", cls=FinetuneCommand, epilog=_EPILOG)
@@ -46,9 +85,11 @@ class FinetuneCommand(SectionedCommand):
     required=True,
     metavar="FILE",
     type=click.Path(),
+    multiple=True,
+    callback=_one_file,
     help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
-@options_of(TrainOptions, without=_ABSENT, unset=True)
+@options_of(TrainOptions, without=_ABSENT, defaults=_shown(), unset=True)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
 @click.pass_context
@@ -69,7 +110,7 @@ def finetune_command(
     tenth of the rows is held out; the model answers three of their prompts before and after. With
     --dpo, rows have `prompt`, `chosen` and `rejected`, and the learning rate is 1e-5 (1e-6).
     """
-    from gptc.data.chat_cache import check_rows
+    from gptc.data.chat_cache import check_rows, is_texts
     from gptc.engine.world import join
     from gptc.training.progress import make_progress
     from gptc.training.run import train
@@ -85,7 +126,13 @@ def finetune_command(
 
     world = join(values["comm_timeout"])
     options = world.together(asked_for)
-    summary = train(options, progress=None if world.rank else make_progress())
+    progress = None if world.rank else make_progress()
+    if progress is not None and is_texts(data):
+        progress.note(
+            f"note: {data} has texts and no conversations: every token is learned, without a chat "
+            "template"
+        )
+    summary = train(options, progress=progress)
     end(ctx, summary, as_json, quiet=world.rank > 0)
 
 

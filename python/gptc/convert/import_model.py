@@ -13,7 +13,7 @@ from gptc.checkpoint.writer import save
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import quoted
 from gptc.formats import families, hf
-from gptc.formats.model_file import ModelFile
+from gptc.formats.model_file import ModelFile, merge_first
 from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
@@ -39,6 +39,8 @@ def import_model(
     the file holds them.
     """
     model = open_assuming(path, **assumed)
+    if model.lora is not None:
+        raise UsageError(f"{path} holds adapters, not a model: {merge_first(path)}")
     if tokenizer is None:
         tokenizer, notes = tokenizer_or_note(model)
         model.notes += notes

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gptc.data.chat_job import layout_of, require_row, unknown_layout
+from gptc.data.chat_job import has_rows, layout_of, require_row, unknown_layout
+from gptc.data.chats import recognised
 from gptc.data.dataset import Dataset
-from gptc.data.description import CHATS_VERSION
+from gptc.data.description import CHATS_VERSION, read_meta
+from gptc.data.json_array import array_objects
+from gptc.data.known import KNOWN_DATASETS
 from gptc.data.preparation import prepare
 from gptc.data.readers import VERSION, Reading, suffixes
 from gptc.data.sources import SourceFile
@@ -24,6 +29,7 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.folder import read_template
 
 _SPLITS = 2  # of the rules that hold rows out
+_BEGIN = 1 << 20  # bytes of a file of another name in which its first row is looked for
 _LONGEST_STEM = 40  # characters of a file's name in that of its folder in the cache
 
 
@@ -36,15 +42,57 @@ def is_chat_file(name: str) -> bool:
         return False
 
 
+def is_texts(name: str) -> bool:
+    """Whether data that is there, or is known by name, has texts and no conversations."""
+    path = Path(name)
+    if name in KNOWN_DATASETS or path.is_file():
+        return not is_chat_file(name)
+    with suppress(GptcError):
+        return path.is_dir() and "chats" not in (read_meta(path) or {"chats": {}})
+    return False
+
+
 def check_rows(name: str) -> None:
-    """GptcError for a file of rows that are neither conversations nor texts, or cannot be read."""
+    """GptcError for a file of rows that are neither conversations nor texts, or cannot be read.
+
+    So is one whose name does not say that it has conversations.
+    """
     path, reading = Path(name), Reading()
     if not path.is_file() or is_chat_file(name):
         return
     with suppress(OSError):
+        if not has_rows(path.name):
+            if suffix := _suffix_of_chats(path):
+                raise GptcError(
+                    f"{path} has rows of conversations, and its name does not say so: rename it to "
+                    f"one that ends in {suffix}"
+                )
+            return
         found = require_row(SourceFile.of(path), reading)
-        if found is not None and reading.text_field not in found[1]:
+        if found is None:
+            raise GptcError(f"{path} has no rows: name a file with some")
+        if reading.text_field not in found[1]:
             raise unknown_layout(*found)
+
+
+def _suffix_of_chats(path: Path) -> str:
+    """The suffix for a file of another name if its first row is of conversations, else ""."""
+    with path.open("rb") as file:
+        begin = file.read(_BEGIN)
+    begin = begin.removeprefix(codecs.BOM_UTF8).lstrip()
+    first = begin.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    with suppress(ValueError, RecursionError):
+        row = json.loads(first)
+        if isinstance(row, dict) and recognised(row):
+            return ".jsonl"
+    if begin.startswith(b"["):
+        with suppress(GptcError):
+            for _, found in array_objects(io.BytesIO(begin), path.name):
+                return ".json" if not isinstance(found, GptcError) and recognised(found) else ""
+    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
+        if recognised(name.strip('"') for name in first.split(separator)):
+            return suffix
+    return ""
 
 
 def resolve_chats(
@@ -83,10 +131,11 @@ def resolve_chats(
     except GptcError:
         pass  # not there yet, or damaged: the cache is ours
     else:
+        found.named = name
         if notify and (n := found.meta["chats"]["left_out"]):
             notify(f"note: {plural(n, 'bad row')} left out")
         return found
-    return prepare(
+    found = prepare(
         [name],
         out,
         force=out.exists(),
@@ -96,3 +145,5 @@ def resolve_chats(
         chat_template=chat_template,
         on_bad_row=on_bad_row,
     )
+    found.named = name
+    return found

@@ -31,7 +31,7 @@ from gptc.data.description import (
 from gptc.data.job import WORK_FOLDER, install, occupied
 from gptc.data.json_array import is_json
 from gptc.data.kinds import REJECTED
-from gptc.data.objects import Row, objects
+from gptc.data.objects import LEAVE_OUT, Row, objects
 from gptc.data.options import PrepareOptions
 from gptc.data.readers import Reading, suffixes
 from gptc.data.rows import Tally
@@ -64,7 +64,7 @@ def first_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] 
 
 def require_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] | None:
     """As `first_row`; GptcError if all rows are bad, and None for a file that is not of rows."""
-    if reading.raw or not (suffixes(file.name)[:1] in _FORMATS or is_json(file.name)):
+    if reading.raw or not has_rows(file.name):
         return None
     fault = None
     rows = objects(file.path, file.name, reading, (*COLUMNS, reading.text_field), Tally())
@@ -72,9 +72,14 @@ def require_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]
         if not isinstance(row, GptcError):
             return where, row
         fault = fault or row
-    if fault is not None:
-        raise fault
+    if fault is not None:  # of all rows: there is none to keep
+        raise GptcError(str(fault).replace(f", {LEAVE_OUT}", ""))
     return None
+
+
+def has_rows(name: str) -> bool:
+    """Whether a file of that name is one of rows, or an archive, which may hold some."""
+    return suffixes(name)[:1] in _FORMATS or is_json(name)
 
 
 def layout_of(file: SourceFile, reading: Reading) -> Kind | None:
@@ -188,6 +193,7 @@ class ChatJob:
                 self._encode(source, files, reading, spool)
         if self._left_out:
             more = f", such as {self._left_out[0]}".removesuffix(_ADVICE)
+            more = more.removesuffix(f", {LEAVE_OUT}")
             how.notify(f"note: {plural(len(self._left_out), 'bad row')} left out{more}")
         if note := self._absent.note():
             how.notify(note)

@@ -74,7 +74,7 @@ class ChatLoader(Loader):
 def no_targets(dataset: Dataset, split: str, seq_len: int) -> GptcError:
     """The error for a split without a target."""
     return GptcError(
-        f"no conversation of the {split} split of {dataset.folder} has a target (--train-on "
+        f"no conversation of the {split} split of {dataset.named} has a target (--train-on "
         f"{dataset.train_on}) within {seq_len + 1} tokens: use a larger --seq-len, or --train-on "
         "all"
     )

@@ -60,6 +60,8 @@ class Kind:
         """The conversations of a row, checked. GptcError names its place and the fault."""
         for name in self.needs:
             if row.get(name) is None:
+                if name in row:
+                    raise GptcError(f"{where}: its {name} {_is(name)} null: {_SKIP}")
                 names = ", ".join(map(str, row)) or "no fields"
                 raise GptcError(f"{where} has no {name} (only {names:.100}): {_SKIP}")
         try:
@@ -135,6 +137,10 @@ def _check_roles(roles: list[str]) -> None:
 # ---- the layouts ----
 
 
+def _is(name: str) -> str:
+    return "are" if name in ("messages", "conversations") else "is"
+
+
 def _text(row: Fields, name: str) -> str:
     value = row[name]
     if not isinstance(value, str):
@@ -186,6 +192,8 @@ def _instruction(row: Fields) -> Iterable[Messages]:
 def _preference(row: Fields) -> Iterable[Messages]:
     asked = [] if row.get("prompt") is None else _turns(row, "prompt", "user")
     found = []
+    if not asked and (isinstance(row["chosen"], str) or isinstance(row["rejected"], str)):
+        raise ValueError("its answers are texts, which need a prompt, and it has none")
     for name in ("chosen", "rejected"):
         turns = _turns(row, name, "assistant")
         # Some sets repeat the prompt in both.

@@ -54,6 +54,8 @@ class Dataset:
 
     def __init__(self, folder: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
         self.folder = folder
+        self.named = str(folder)
+        """The name for messages: the folder's, or that of a file that is prepared in the cache."""
         self.meta = meta
         self.tokenizer = tokenizer
         self.vocab_size = int(meta["vocab_size"])
@@ -152,7 +154,7 @@ class Dataset:
         if self.tokenizer.end_of_text is None:
             raise UsageError(
                 f"--packing documents needs a token between documents, and the tokenizer of "
-                f"{self.folder} has none: prepare the text with another --tokenizer, such as "
+                f"{self.named} has none: prepare the text with another --tokenizer, such as "
                 "bpe:2048 or gpt2, or use --packing stream"
             )
         self.document_end = self.tokenizer.end_of_text
@@ -209,7 +211,7 @@ class Dataset:
             return self._bytes_per_target(split)
         if not self.n_bytes(split):
             raise GptcError(
-                f"the {split} split of {self.folder} has no text, only end-of-text marks: prepare "
+                f"the {split} split of {self.named} has no text, only end-of-text marks: prepare "
                 "more text"
             )
         return self.n_bytes(split) / self.n_tokens(split)
@@ -304,7 +306,7 @@ class Dataset:
         if split == "val":
             fix = fix or "prepare it again with a larger --val-fraction"
         return GptcError(
-            f"the {split} split of {self.folder} has {n} token{'' if n == 1 else 's'} of "
+            f"the {split} split of {self.named} has {n} token{'' if n == 1 else 's'} of "
             f"{n_needed} that are needed: {fix or 'prepare more text'}"
         )
 

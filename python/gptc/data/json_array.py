@@ -45,7 +45,11 @@ def array_objects(file: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, A
         number += 1
         where = f"{name}: row {number}"
         value = text.value(number)
-        yield where, value if isinstance(value, dict) else GptcError(f"{where} is not an object")
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            advice = "repair it, or leave such rows out with --on-bad-row skip"
+            yield where, GptcError(f"{where} is not an object: {advice}")
     text.skip(1)
     if text.next():
         raise GptcError(f"{name} has more than one JSON array: give one object a line as .jsonl")

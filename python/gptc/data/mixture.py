@@ -48,7 +48,7 @@ class Mixture(Dataset):
             if dataset.tokenizer.fingerprint() != first.tokenizer.fingerprint():
                 raise UsageError(
                     f"--data {one.name} and {found[0].name} have different tokenizers: prepare "
-                    f"one again with gptc prepare --tokenizer {quoted(first.folder)}"
+                    f"one again: gptc prepare SOURCE --tokenizer {quoted(first.folder)} --out DIR"
                 )
         meta = {
             **first.meta,
@@ -90,7 +90,10 @@ class Mixture(Dataset):
 
 def not_mixed(name: str) -> UsageError:
     """The error for conversations in a mixture."""
-    return UsageError(f"--data {name} has conversations, which are not mixed: train on it alone")
+    return UsageError(
+        f"--data {name} has conversations, which are not mixed: train on it alone, or on one "
+        f"dataset of several files: gptc prepare {quoted(name)} FILE --tokenizer MODEL --out DIR"
+    )
 
 
 class MixedLoader(Loader):

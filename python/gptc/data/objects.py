@@ -17,7 +17,6 @@ from gptc.data.json_array import array_objects, is_json
 from gptc.data.parquet import largest_page, open_parquet
 from gptc.data.readers import OpenFile, Reading, opened
 from gptc.data.rows import (
-    AS_IT_IS,
     Fields,
     Tally,
     csv_table,
@@ -25,6 +24,7 @@ from gptc.data.rows import (
     json_object,
     raised,
     tsv_table,
+    without_raw,
 )
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
@@ -50,6 +50,15 @@ def objects(
     Of Parquet, only `columns` are read. Text with JSON in one of the columns LISTS becomes a list.
     GptcError for a file that is damaged, or not a file of rows.
     """
+    try:
+        yield from _objects(path, name, reading, columns, tally)
+    except GptcError as error:
+        raise without_raw(error) from error.__cause__
+
+
+def _objects(
+    path: Path, name: str, reading: Reading, columns: Sequence[str], tally: Tally
+) -> Iterator[Row]:
     for found in opened(path, name, reading, tally):
         if found.format == ".parquet":
             yield from _parquet_objects(found.path, found.name, columns)
@@ -67,15 +76,19 @@ def objects(
             )
 
 
+def _not_utf8(where: str) -> GptcError:
+    return GptcError(f"{where} is not UTF-8 text: convert it, {LEAVE_OUT}")
+
+
 def _json_objects(found: OpenFile) -> Iterator[Row]:
     for where, characters in json_lines(found.file, found.name):
         try:
             characters.encode()
             yield where, _good(json_object(characters, where), where)
         except UnicodeEncodeError:
-            yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+            yield where, _not_utf8(where)
         except GptcError as error:
-            yield where, error
+            yield where, without_raw(error, f", {LEAVE_OUT}")
 
 
 def _array_rows(found: OpenFile) -> Iterator[Row]:
@@ -91,10 +104,10 @@ def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) 
         raise GptcError(f"{where} has several columns {twice}: rename all but one")
     for where, fields in table:
         if isinstance(fields, GptcError):
-            yield where, GptcError(str(fields).replace(AS_IT_IS, LEAVE_OUT))
+            yield where, without_raw(fields, f", {LEAVE_OUT}")
             continue
         if _SURROGATE.search("".join(fields)):
-            yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+            yield where, _not_utf8(where)
             continue
         row = dict(zip(header, fields, strict=False))
         yield where, _good({name: _cell(row[name], name) for name in row}, where)
@@ -116,7 +129,7 @@ def _parquet_objects(path: Path, name: str, columns: Sequence[str]) -> Iterator[
                 try:
                     row = {c: batch.column(j)[i].as_py() for j, c in enumerate(chosen)}
                 except UnicodeDecodeError:
-                    yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+                    yield where, _not_utf8(where)
                     continue
                 yield where, _good({c: _cell(value, c) for c, value in row.items()}, where)
 

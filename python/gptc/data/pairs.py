@@ -32,7 +32,7 @@ class Pairs:
         """UsageError for a dataset that is not of preferences."""
         if not dataset.is_chats or dataset.meta["chats"]["layout"] != "preference":
             raise UsageError(
-                f"--dpo needs rows with chosen and rejected answers; {dataset.folder} has others"
+                f"--dpo needs rows with chosen and rejected answers; {dataset.named} has others"
             )
         self.seq_len = seq_len
         self._sequences = sequences = Sequences(dataset, split)
@@ -100,7 +100,7 @@ class PairLoader(ChatLoader):
         self.n_windows = len(self.windows)
         if not self.n_windows:
             raise GptcError(
-                f"no pair of the {split} split of {dataset.folder} has both answers within "
+                f"no pair of the {split} split of {dataset.named} has both answers within "
                 f"{seq_len + 1} tokens: use a larger --seq-len"
             )
         self.epoch_tokens = 2 * self.n_windows * seq_len

@@ -45,6 +45,7 @@ from gptc.tokenizer.with_sentencepiece import SentencePieceTokenizer
 from gptc.tokenizer.with_tokenizers import HuggingFaceTokenizer
 
 _OF_TRAIN = ("--tokenizer", "--seed")  # the options of gptc prepare that gptc train has too
+_LARGE = 1.5  # of the part that is to validate: one that is noted
 _LONGEST_STEM = 40  # characters of a source's name in that of its folder in the cache
 
 
@@ -130,7 +131,7 @@ def prepare(
     dataset = Dataset.open(out)
     dataset.already_there = there
     if notify:
-        _note_unknown(dataset, notify)
+        _note(dataset, notify)
     return dataset
 
 
@@ -151,8 +152,17 @@ def _refuse_options_of_chats(how: PrepareOptions) -> None:
         )
 
 
-def _note_unknown(dataset: Dataset, notify: Callable[[str], None]) -> None:
-    """Tells how much of a text the tokenizer has lost."""
+def _note(dataset: Dataset, notify: Callable[[str], None]) -> None:
+    """Tells how much of a text the tokenizer has lost, and how much validates if it is a lot."""
+    wanted = dataset.meta.get("options", {}).get("val_fraction")
+    n = sum(source.get("documents", 0) for source in dataset.meta["sources"])
+    if wanted and n > 1 and not dataset.is_chats:
+        share = dataset.n_bytes("val") / max(1, dataset.n_bytes("all"))
+        if share > _LARGE * wanted:
+            notify(
+                f"note: {share:.0%} of the text validates, and not {wanted:.0%}: whole documents "
+                f"do, and it has {n}; gptc prepare --val-tokens N cuts one"
+            )
     if n := dataset.n_unknown():
         share = n / dataset.n_tokens("all")
         notify(
@@ -302,15 +312,16 @@ def resolve_dataset(
     out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"
     dataset = _cached(out)
     if dataset is not None:
+        dataset.named = name_or_path
         for source in dataset.meta["sources"]:
             for note in source_notes({**source, "source": name_or_path}):
                 if notify:
                     notify(note)
         if notify:
-            _note_unknown(dataset, notify)
+            _note(dataset, notify)
         return dataset
     try:
-        return prepare(
+        dataset = prepare(
             [name_or_path],
             out,
             tokenizer=tokenizer,
@@ -323,6 +334,8 @@ def resolve_dataset(
         )
     except GptcError as error:
         raise _with_command(error, name_or_path) from error.__cause__
+    dataset.named = name_or_path
+    return dataset
 
 
 def _cached(out: Path) -> Dataset | None:

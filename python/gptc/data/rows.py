@@ -24,12 +24,19 @@ from gptc.files.values import check_values
 
 _RAW = "take the file as it is with --raw"
 AS_IT_IS = f"or {_RAW}"
+_FEWER = f"leave fields out, {_RAW}"
+_ADVICE = re.compile(",?(?: or)? take (?:the file as it is|its bytes as they are) with --raw")
 _MOST_DIGITS = 1000
 _BATCH_ROWS = 256
 _BATCH_BYTES = 32 << 20  # of a page: its rows become as large, one by one
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of the error handler surrogateescape
+
+
+def without_raw(error: GptcError, instead: str = "") -> GptcError:
+    """The error with other advice than --raw, which is for texts."""
+    return type(error)(_ADVICE.sub(instead, str(error)))
 
 
 @dataclass
@@ -69,7 +76,7 @@ def json_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, str]]:
             _refuse_utf16(line, name)
         line = line.removeprefix(codecs.BOM_UTF8)  # of each file, where some were joined
         if line.strip():
-            check_values(line, where, "fields", _RAW)
+            check_values(line, where, "fields", f"cut it into several rows, {_RAW}")
             yield where, line.decode("utf-8", "surrogateescape")
 
 
@@ -78,13 +85,10 @@ def json_object(characters: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(characters, parse_int=_number)
     except (ValueError, RecursionError):
-        raise GptcError(
-            f"{where} is not JSON: repair it, or take the file as it is with --raw"
-        ) from None
+        raise GptcError(f"{where} is not JSON: repair it, {AS_IT_IS}") from None
     if not isinstance(row, dict):
         raise GptcError(
-            f"{where} is not a JSON object: give one object with a field of text a line, or take "
-            "the file as it is with --raw"
+            f"{where} is not a JSON object: give one object with fields a line, {AS_IT_IS}"
         )
     return row
 
@@ -137,10 +141,11 @@ def _too_long(where: str) -> GptcError:
 def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a CSV file."""
     column = None
-    for _, fields in csv_table(file, name):
+    table = csv_table(file, name)
+    for _, fields in table:
         row = raised(fields)
         if column is None:
-            column = _column(row, name, text_field)
+            column = _column(row, name, text_field, table)
             continue
         text = row[column] if column < len(row) else ""
         if text:
@@ -209,7 +214,7 @@ class _RowLines:
             n_fields = sum(part.count(",") for part in line.split('"')[self._quoted :: 2])
         self._n_fields += n_fields
         if self._n_fields > self._widest:
-            raise refuse(f"{self._name}: line {number}", "fields", _RAW)
+            raise refuse(f"{self._name}: line {number}", "fields", _FEWER)
         self._quoted ^= line.count('"') % 2 == 1
         return line
 
@@ -237,10 +242,11 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a TSV file."""
     column = None
-    for _, found in tsv_table(file, name):
+    table = tsv_table(file, name)
+    for _, found in table:
         fields = raised(found)
         if column is None:
-            column, n_columns = _column(fields, name, text_field), len(fields)
+            column, n_columns = _column(fields, name, text_field, table), len(fields)
             continue
         text = fields[column] if column < len(fields) else ""
         if text:
@@ -259,7 +265,7 @@ def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, Fields]]:
     for number, ended in enumerate(_text_lines(file, name), 1):
         line = ended.rstrip("\r\n")
         if line.count("\t") > widest:
-            raise refuse(f"{name}: line {number}", "fields", _RAW)
+            raise refuse(f"{name}: line {number}", "fields", _FEWER)
         fields: Fields = line.split("\t")
         where = f"{name}: line {number}"
         if not header:
@@ -272,10 +278,17 @@ def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, Fields]]:
         yield where, _of_width(fields, header, where, "a text cannot hold one in TSV, so give CSV")
 
 
-def _column(header: list[str], name: str, text_field: str) -> int:
-    """The index of the column of text."""
+def _column(
+    header: list[str], name: str, text_field: str, rows: Iterator[tuple[str, Fields]]
+) -> int:
+    """The index of the column of text. `rows` are those that follow."""
     n = header.count(text_field)
     if not n:
+        if next(rows, None) is None:
+            raise GptcError(
+                f"{name} has no rows, only a header ({', '.join(header):.100}): add rows, or name "
+                "another file"
+            )
         raise no_field(name, text_field, header)
     if n > 1:
         raise GptcError(

@@ -14,7 +14,6 @@ from typing import Any
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.errors import GptcError
-from gptc.files.words import quoted
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
 from gptc.formats.blocks import Blocks
 from gptc.formats.families import BIASES, SOFT_CAPS, Family
@@ -40,6 +39,7 @@ from gptc.formats.model_file import (
     TensorTable,
     checked,
     import_with_another,
+    name_base,
 )
 from gptc.formats.numbers import Bytes
 from gptc.tokenizer.base import Tokenizer
@@ -75,9 +75,7 @@ class GgufModel(ModelFile):
         self.path = path
         self._file, self.metadata, self._table = read_parts(path)
         if self.metadata.get("general.type") == "adapter":
-            raise GptcError(
-                f"{path} is an adapter: name its model with -m BASE --adapter {quoted(path)}"
-            )
+            raise GptcError(f"{path} is an adapter, not a model: {name_base(path)}")
         self.config = checked(self._config(), f"{path}: its metadata")
 
     @property

@@ -108,6 +108,19 @@ def import_with_another(path: str | Path) -> str:
     return f"import it with: gptc import {quoted(path)} --out CKPT --tokenizer KIND"
 
 
+def merge_first(path: str | Path) -> str:
+    """The end of an error about adapters where a model is needed: the next command."""
+    return f"merge them first: gptc export -m {quoted(path)} --merge --to hf --out CKPT"
+
+
+def name_base(path: str | Path) -> str:
+    """The end of an error about an adapter without its model: the next commands."""
+    return (
+        f"name its model with gptc infer -m BASE --adapter {quoted(path)}, or merge it with gptc "
+        f"export -m BASE --adapter {quoted(path)} --merge --to hf --out CKPT"
+    )
+
+
 class StoredRows(NamedTuple):
     """Rows of a parameter as a file has them: their type, and their bytes (rows, bytes of a row).
 
@@ -127,6 +140,15 @@ class ModelFile(ABC):
     notes: tuple[str, ...] = ()
     """Notes for the user who imports the model."""
     lora: Lora | None = None
+
+    @property
+    def begin(self) -> str:
+        """The option of a new run with these weights, for errors."""
+        if self.lora is None:
+            return f"--init-from {quoted(self.path)}"
+        merging = f"gptc export -m {quoted(self.path)} --merge --to hf --out CKPT"
+        return f"--init-from CKPT after {merging}"
+
     """The adapters of a file that has them; its base is another file."""
     optimizer_step: int | None = None
     """Number of updates in AdamW's moments; None for a file without moments."""

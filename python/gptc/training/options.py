@@ -91,7 +91,7 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
         "texts: the next tokens (stream), or these with documents apart in attention.",
         section=_WHAT,
         choices=("auto", *PACKING, *TEXT_PACKING),
-        shown="pad; of texts stream, or as --init-from",
+        shown="pad; of texts stream, or as the model to fine-tune",
     )
     on_bad_row: str = option(
         "stop",

@@ -12,7 +12,6 @@ from gptc.checkpoint.names import TRAINER
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.config import presets
 from gptc.errors import UPGRADE, GptcError, UsageError
-from gptc.files.words import quoted
 from gptc.settings import check_types, declared, spelled
 from gptc.training.defaults import default_alpha, defaults_for
 from gptc.training.depth import PRESET, by_depth
@@ -112,7 +111,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
         if name in given and given[name] != before:
             raise UsageError(
                 f"--{spelled(name)} cannot change on --resume (it was {before}); "
-                f"to start a new run from these weights, use --init-from {quoted(base.path)}"
+                f"to start a new run from these weights, use {base.begin}"
             )
     out = base.path.parent
     if given.get("out") is not None and Path(given["out"]).resolve() != out.resolve():

@@ -102,16 +102,13 @@ def _resumable(path: str | Path) -> Checkpoint:
         folder = folder.parent / folder.resolve().name
     base = open_folder(folder)
     if "options" not in (base.trainer() or {}):
-        raise GptcError(
-            f"{folder} is a model, not a run; fine-tune it with --init-from {quoted(folder)}"
-        )
+        raise GptcError(f"{folder} is a model, not a run; fine-tune it with {base.begin}")
     is_checkpoint = any((Path(path) / name).is_file() for name in (CONFIG, ADAPTER))
     newest = find_checkpoint(folder.parent) if is_checkpoint else folder
     if newest != folder:
         raise UsageError(
             f"{folder} is not the newest checkpoint of its run ({newest.name} is); resume the run "
-            f"with --resume {quoted(folder.parent)}, or start a new one with --init-from "
-            f"{quoted(folder)}"
+            f"with --resume {quoted(folder.parent)}, or start a new one with {base.begin}"
         )
     return base
 

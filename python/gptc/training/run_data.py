@@ -25,8 +25,7 @@ from gptc.data.options import PACKING, TEXT_PACKING, Packing
 from gptc.data.pairs import PairLoader
 from gptc.data.preparation import resolve_dataset
 from gptc.errors import UsageError
-from gptc.files.words import quoted
-from gptc.formats.model_file import ModelFile
+from gptc.formats.model_file import ModelFile, merge_first
 from gptc.training.chats import open_chats
 from gptc.training.defaults import default_tokenizer
 from gptc.training.options import TrainOptions
@@ -40,8 +39,8 @@ def initial_model(options: TrainOptions, base: Checkpoint | None) -> ModelFile |
     initial = open_checkpoint(options.init_from)
     if initial.lora is not None:
         raise UsageError(
-            f"{options.init_from} holds adapters: continue their run with --resume, or merge "
-            f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
+            f"{options.init_from} holds adapters: continue their run with --resume, or "
+            f"{merge_first(options.init_from)}"
         )
     return initial
 

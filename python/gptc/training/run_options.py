@@ -58,7 +58,7 @@ class RunOptions:
 
     lora_rank: int = option(
         0,
-        "Rank of adapters of the --init-from model, which stays as it is; 0 = train all weights.",
+        "Rank of adapters of the model to fine-tune, which stays as it is; 0 = train all weights.",
         section=ADAPTERS,
         least=0,
         most=4096,

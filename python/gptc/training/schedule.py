@@ -101,5 +101,5 @@ def longer(run: Path, step: int, rate: float, options: TrainOptions) -> str:
 
     With --steps alone, the schedule would be stretched, and its rate would jump up.
     """
-    kept = constant_rate(rate, options)
-    return f"gptc train --resume {quoted(run)} --steps {2 * step} {kept}"
+    command = f"gptc train --resume {quoted(run)} --steps {2 * step}"
+    return f"{command} {constant_rate(rate, options)}"

@@ -56,7 +56,7 @@ def gain_of(run: Curves, order: int, most: int | None = None) -> Gain:
     checkpoint = open_folder(list_checkpoints(Path(run.folder))[-1])
     own = checkpoint.tokenizer()
     if is_chat_file(data):
-        dataset = resolve_chats(data, own)
+        dataset = resolve_chats(data, own, on_bad_row=str(options.get("on_bad_row", "stop")))
     else:
         dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
     check_vocabulary(checkpoint, own, dataset)

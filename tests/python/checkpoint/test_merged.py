@@ -111,7 +111,7 @@ def test_adapters_alone_are_exported_and_used(
     if to == "hf":
         assert (back / weights).read_bytes() == (pair[1] / weights).read_bytes()
     else:
-        with pytest.raises(GptcError, match="is an adapter: name its model"):
+        with pytest.raises(GptcError, match="is an adapter, not a model: name its model"):
             open_checkpoint(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,90 @@ def test_faults_are_one_line(
     config.write_text('data = "stories"\n')
     ran = gptc("finetune", "-m", base, "--data", bad, "--config", config)
     assert (ran.code, "sets data" in ran.err) == (2, True)
+
+
+def test_several_files_are_made_one_dataset_as_advised(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    more = write_rows(tmp_path / "more rows.jsonl", rows(20, seed=2))
+    ran = gptc("finetune", "-m", base, "--data", chats, "--data", more)
+    assert ran.code == 2
+    _, _, advice = ran.err.partition("give its folder: gptc ")
+    out = tmp_path / "both"
+    ran = gptc(*shlex.split(advice.replace("DIR", str(out))))
+    assert ran.code == 0, ran.err
+    ran = gptc("finetune", "-m", base, "--data", out, "--out", tmp_path / "run", "--steps", 1)
+    assert "45 conversations to train on, 5 held out" in ran.err
+
+
+def test_texts_are_noted(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    text, data = tmp_path / "a.txt", tmp_path / "data"
+    text.write_text("Amy is 30 years old and lives in Oslo.\n" * 200)
+    assert gptc("prepare", text, "--tokenizer", base, "--out", data).code == 0
+    for i, (given, noted) in enumerate(((text, True), (data, True), (chats, False))):
+        out = tmp_path / f"run {i}"
+        ran = gptc("finetune", "-m", base, "--data", given, "--out", out, "--steps", 1)
+        assert ran.code == 0, ran.err
+        note = f"note: {given} has texts and no conversations: every token is learned"
+        assert (note in ran.err) == noted
+
+
+def test_faults_of_rows_name_options_that_there_are(
+    files: tuple[Path, Path],
+    gptc: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, chats = files
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(chats.read_text() + "{\n")
+    for command in (("finetune", "-m"), ("train", "--init-from")):
+        ran = gptc(*command, base, "--data", bad)
+        assert f"{bad}: line 31 is not JSON: repair it, or leave such rows out with" in ran.err
+        assert "--raw" not in ran.err
+    monkeypatch.setenv("GPTC_LIMITS", "row=50")
+    ran = gptc("finetune", "-m", base, "--data", bad)
+    assert "cut it into several rows, or raise it with GPTC_LIMITS=row=SIZE" in ran.err
+
+
+def test_a_run_that_left_rows_out_is_evaluated_without_them(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    bad, out, data = tmp_path / "bad rows.jsonl", tmp_path / "run", tmp_path / "data"
+    bad.write_text(chats.read_text() + "{\n")
+    skip = ("--on-bad-row", "skip")
+    ran = gptc("finetune", "-m", base, "--data", bad, "--out", out, "--steps", 1, *skip)
+    assert ran.code == 0, ran.err
+    for given in ((), ("--data", bad)):
+        ran = gptc("eval", "-m", out, *given)
+        assert ran.code == 0, ran.err
+    ran = gptc("eval", "-m", base, "--data", bad)
+    assert (ran.code, "with --on-bad-row skip; that is an option of: gptc" in ran.err) == (1, True)
+    advice = shlex.split(ran.err.partition("option of: gptc ")[2].replace("DIR", str(data)))
+    assert gptc(*advice, *skip).code == 0
+    assert gptc("eval", "-m", base, "--data", data).code == 0
+
+
+def test_faults_name_the_file_that_was_given(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    short = tmp_path / "short.txt"
+    short.write_text("Amy")
+    for _ in range(2):  # the second time, the cache has the dataset
+        for command, named in (
+            (("--data", chats, "--dpo"), f"; {chats} has others"),
+            (("--data", chats, "--seq-len", 8), f"of the train split of {chats} has a target"),
+            (("--data", short), f"the train split of {short} has "),
+        ):
+            ran = gptc("finetune", "-m", base, *command, "--out", tmp_path / "run")
+            assert named in ran.err
+            assert str(tmp_path / "cache") not in ran.err
 
 
 def test_masks_are_shown_in_brackets(

@@ -91,6 +91,25 @@ def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
         assert not re.search(r"\[[\d.e-]+\]", own), name
 
 
+def test_finetune_help_has_its_own_defaults(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = gptc("finetune", "--help").out
+    text = " ".join(shown.split())
+    assert re.findall(r"^\w.*:$", shown, re.MULTILINE)[:2] == ["Data, model and output:", "Device:"]
+    for absent in ("preset", "--init-from", "bpe:2048", "model and data:"):
+        assert absent not in text.lower(), absent
+    for own in (
+        "[runs/MODEL-DATA] --train-on",
+        "with --dpo pairs of them. [4]",
+        "[2e-4, with --dpo 1e-5; without adapters 2e-5 and 1e-6]",
+        "Number of passes over the training split. [3, unless another limit is given]",
+        "Steps between evaluations. [50]",
+        "0 = train all weights. [16; 0 on a GPU that --device auto chooses]",
+        "AdamW for other parameters. [adamw]",
+    ):
+        assert own in text, own
+
+
 def test_version(gptc: Gptc) -> None:
     ran = gptc("--version")
     assert ran.code == 0

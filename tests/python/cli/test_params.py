@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 import pytest
 
@@ -64,3 +67,18 @@ def test_no_option_has_nan_in_its_range() -> None:
 
     visit(cli)
     assert {"serve seconds", "speedrun target"} <= set(found)
+
+
+def test_a_file_that_is_given_twice_is_refused(gptc: Callable[..., Any]) -> None:
+    found: list[str] = []
+    context = click.Context(cli)
+    for command in cli.list_commands(context):
+        for param in cli.get_command(context, command).params:  # type: ignore[union-attr]
+            read = param.metavar in ("PATH", "FILE", "DIR", "MODEL") and param.name != "out"
+            if isinstance(param, click.Option) and read and not param.multiple:
+                name = min(param.opts, key=len)
+                ran = gptc(command, name, "a", name, "b c")
+                if param.name not in ("runs", "table"):
+                    assert f"{name} is given twice, last as 'b c': give it once" in ran.err
+                    found.append(f"{command} {name}")
+    assert {"infer --prompts", "finetune -m", "eval --data", "train --config"} <= set(found)

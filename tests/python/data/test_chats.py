@@ -94,8 +94,10 @@ BAD = {
     r"message 2 \(assistant\) is empty": {"messages": [USER, {**ANSWER, "content": " "}]},
     "the content of message 1 is 7": {"messages": [{**USER, "content": 7}, ANSWER]},
     "its output is 5, not text": {"instruction": "Add.", "output": 5},
-    "has no output": {"instruction": "Add.", "output": None},
+    "its output is null": {"instruction": "Add.", "output": None},
     "message 1 is from 'dog'": {"conversations": [{"from": "dog", "value": "x"}]},
+    "its messages are null": {"messages": None},
+    "answers are texts, which need a prompt": {"chosen": "a", "rejected": "b"},
     "its system prompt is 3": {"messages": [USER, ANSWER], "system": 3},
     "its tools are 'x'": {"messages": [USER, ANSWER], "tools": "x"},
 }
@@ -147,8 +149,9 @@ def test_faults_of_rows_are_values_with_their_place(tmp_path: Path) -> None:
     path.write_bytes(b'{"prompt": "a", "completion": "b"}\n[1]\nx\n{"prompt": "\xff"}\n')
     found = [str(row) for _, row in read(path)]
     assert found[1].startswith("b.jsonl: line 2 is not a JSON object")
-    assert found[2].startswith("b.jsonl: line 3 is not JSON")
-    assert found[3] == "b.jsonl: line 4 is not UTF-8 text: convert it"
+    skip = ", or leave such rows out with --on-bad-row skip"
+    assert found[2] == f"b.jsonl: line 3 is not JSON: repair it{skip}"
+    assert found[3] == f"b.jsonl: line 4 is not UTF-8 text: convert it{skip}"
     (tmp_path / "c.jsonl").write_text('{"prompt": "a\\ud83d", "completion": "b"}')
     assert read(tmp_path / "c.jsonl")[0][1]["prompt"] == "a\ufffd"
     (tmp_path / "d.txt").write_text("text")

@@ -98,6 +98,17 @@ def test_other_json_stays_a_text(tmp_path: Path) -> None:
         ("b.jsonl", "not json\n\n{\n", r"b.jsonl: line 1"),
         ("c.csv", "prompt;completion\na;b, c\n", r"one column, prompt;completion: separate col"),
         ("s.csv", "prompt;completion\na;b\n", r"separated by ; and not by commas\?\): name them"),
+        ("d.jsonl", "{\n", r"line 1 is not JSON: repair it$"),
+        ("d.jsonl.gz", "{\n", r"not begin as a .gz file does: .* again if not$"),
+        ("d.parquet", "x", r"cannot be unpacked .*: copy or download it again$"),
+        ("n.json", "[]", r"n.json has no rows: name a file with some$"),
+        ("n.jsonl", "\n", r"n.jsonl has no rows"),
+        ("h.csv", "prompt,completion\n", r"h.csv has no rows"),
+        ("chats", '{"messages": []}\nx\n', r"rows of conversations, .* ends in .jsonl$"),
+        ("chats.txt", '\ufeff\n{"messages": []}\n', r"rename it to one that ends in .jsonl$"),
+        ("chats.txt", '[\n{"messages": []},\n', r"rename it to one that ends in .json$"),
+        ("chats.txt", 'prompt,"completion"\na,b\n', r"rename it to one that ends in .csv$"),
+        ("chats.txt", "prompt\tcompletion\na\tb\n", r"rename it to one that ends in .tsv$"),
     ],
 )
 def test_rows_of_no_layout_are_named_before_a_model_is_tuned(
@@ -106,6 +117,9 @@ def test_rows_of_no_layout_are_named_before_a_model_is_tuned(
     (tmp_path / name).write_text(text)
     with pytest.raises(GptcError, match=message):
         check_rows(str(tmp_path / name))
-    for fine in ('{"text": "a"}\n', '{"prompt": "a", "completion": "b"}\n', "\n"):
+    for fine in ('{"text": "a"}\n', '{"prompt": "a", "completion": "b"}\n'):
         (tmp_path / "f.jsonl").write_text(fine)
         check_rows(str(tmp_path / "f.jsonl"))
+    for fine in ("prompt: a, completion: b\n", '{"a": 1}\n', '["a"]\n', "[note\n", ""):
+        (tmp_path / "f.txt").write_text(fine)
+        check_rows(str(tmp_path / "f.txt"))

@@ -143,6 +143,7 @@ def test_tokenizers_that_differ(
     given = ["--data", f"{folders[0]}:0.5", "--data", f"{tmp_path / 'd'}:0.5"]
     ran = gptc("train", *given, "--out", tmp_path / "run")
     assert ran.code == 2
-    assert "have different tokenizers: prepare one again with gptc prepare --tokenizer" in ran.err
+    advice = "prepare one again: gptc prepare SOURCE --tokenizer"
+    assert f"have different tokenizers: {advice}" in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "run").exists()

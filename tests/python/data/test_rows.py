@@ -154,3 +154,11 @@ def test_parquet_keeps_each_byte_and_opens_each_name(tmp_path: Path, kind: str) 
     if kind == "string":
         found = rows_of(tmp_path, name, as_parquet(tmp_path, bad))
         assert found == [b"raw \xe9", b"b"]
+
+
+@pytest.mark.parametrize(("name", "header"), [("h.csv", "a,b\n"), ("h.tsv", "a\tb\n")])
+def test_a_table_of_a_header_alone_has_no_rows(tmp_path: Path, name: str, header: str) -> None:
+    with pytest.raises(GptcError, match=r"has no rows, only a header \(a, b\)"):
+        rows_of(tmp_path, name, header)
+    with pytest.raises(GptcError, match="has no field text, only a, b"):
+        rows_of(tmp_path, name, 2 * header)

@@ -94,6 +94,19 @@ def test_a_split_is_cut_out_of_a_document_that_would_leave_next_to_nothing(
     assert 450 < n_train < 950
 
 
+def test_a_large_validation_split_is_noted(tmp_path: Path) -> None:
+    for n, noted in ((1, False), (2, True), (3, True), (10, False)):
+        folder = tmp_path / f"of {n}"
+        folder.mkdir()
+        for i in range(n):
+            (folder / f"{i}.txt").write_text("a few words " * 50)
+        notes: list[str] = []
+        for _ in range(2):  # the second time, it is there already
+            prepare([str(folder)], tmp_path / f"out {n}", notify=notes.append)
+        share = f"note: {1 / n:.0%} of the text validates, and not 10%: whole documents do, and it "
+        assert [note.startswith(share) for note in notes] == [True, True] * noted
+
+
 @pytest.mark.parametrize("kind", ["bytes", "char", "bpe:300"])
 @pytest.mark.parametrize("n_val", [0, 1, 50, 200])
 def test_val_tokens_counts_exactly(

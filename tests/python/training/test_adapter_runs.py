@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from runs import metrics, reproducible
 from small_models import SHAPES, batch, make_checkpoint, make_config
 
 Given = dict[str, Any]
+Gptc = Callable[..., Any]
 
 
 @pytest.fixture(params=sorted(SHAPES))
@@ -151,8 +154,34 @@ def test_what_adapters_cannot_be_trained_with_is_refused(given: Given) -> None:
     train(given)
     with pytest.raises(UsageError, match="--lora-rank cannot change on --resume"):
         train({"lora_rank": 5}, resume=given["out"])
+    again = {**given, "out": given["out"] + "-2"}
     with pytest.raises(UsageError, match="holds adapters"):
-        train({**given, "init_from": given["out"], "out": given["out"] + "-2"})
+        train({**again, "init_from": given["out"]})
+
+
+@pytest.mark.parametrize("given", ["llama"], indirect=True)
+def test_adapters_are_merged_as_advised(given: Given, tmp_path: Path, gptc: Gptc) -> None:
+    train(given)
+    run, again = given["out"], ("--steps", 1, "--seq-len", 8, "--out", tmp_path / "again")
+    for i, command in enumerate(
+        (
+            ("train", "--init-from", run, "--data", given["data"]),
+            ("finetune", "-m", run, "--data", given["data"]),
+            ("train", "--resume", run, "--lora-rank", 5),
+            ("train", "--resume", Path(run) / "ckpt-000004", "--steps", 20),
+            ("import", run, "--out", tmp_path / "imported"),
+        )
+    ):
+        ran = gptc(*command)
+        assert ran.code == 2
+        merged = tmp_path / f"merged {i}"
+        _, _, advice = ran.err.splitlines()[0].partition("gptc export ")
+        words = shlex.split(advice)
+        words[words.index("CKPT")] = str(merged)
+        assert gptc("export", *words).code == 0
+    begun = gptc("train", "--init-from", merged, "--data", given["data"], *again)
+    assert begun.code == 0, begun.err
+    assert not (tmp_path / "imported").exists()
 
 
 def test_names_of_targets() -> None:
