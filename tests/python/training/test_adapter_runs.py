@@ -175,8 +175,8 @@ def test_adapters_are_merged_as_advised(given: Given, tmp_path: Path, gptc: Gptc
         ran = gptc(*command)
         assert ran.code == 2
         merged = tmp_path / f"merged {i}"
-        _, _, advice = ran.err.splitlines()[0].partition("gptc export ")
-        words = shlex.split(advice)
+        _, _, advice = ran.err.partition("gptc export ")
+        words = shlex.split(advice.splitlines()[0])
         words[words.index("CKPT")] = str(merged)
         assert gptc("export", *words).code == 0
     begun = gptc("train", "--init-from", merged, "--data", given["data"], *again)
