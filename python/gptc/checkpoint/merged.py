@@ -79,6 +79,23 @@ class AdapterSet:
             )
         return Lora(rank, float(rank), tuple(t for t in known if t in targets), dora=each[0].dora)
 
+    def tokenizer(self, base: Tokenizer, *names: str) -> Tokenizer:
+        """The tokenizer that was trained with the first adapter, or the first of `names`.
+
+        It tells of the chat template and the ends that the adapter was taught. That of `base` for
+        an adapter without one, or with another vocabulary.
+        """
+        file = self._files[(names or self.names)[0]]
+        if not isinstance(file, AdapterCheckpoint) or not file.has_tokenizer:
+            return base
+        own = file.tokenizer()
+        return own if own.fingerprint() == base.fingerprint() else base
+
+    def talking(self, base: Tokenizer) -> Tokenizer:
+        """The tokenizer of the base, or of the first adapter where only that has a template."""
+        own = [base, *(self.tokenizer(base, name) for name in self.names)]
+        return next((one for one in own if one.marks.templates), base)
+
     def use(self, model: Model, name: str | None) -> None:
         """Lets a model of `self.lora` compute with an adapter, or with none.
 
