@@ -36,6 +36,10 @@ def open_adapters(path: Path, base: ModelFile) -> Adapters:
     """The adapters in a folder or a GGUF file. GptcError where they are of another base."""
     if base.lora is not None:
         raise UsageError(f"{base.path} holds adapters itself: name the model that they are of")
+    if not path.exists() and not path.is_symlink():
+        raise UsageError(
+            f"the adapter {path} does not exist: check the path; gptc finetune --out makes one"
+        )
     if gguf_lora.is_adapter(path):
         return gguf_lora.GgufAdapter(path, base.config)
     file = open_folder(find_checkpoint(path), base)

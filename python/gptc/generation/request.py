@@ -160,17 +160,22 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     text = prompt or tokenizer.start
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as stray:
         try:
-            tokens = tokenizer.encode_raw(text.encode("utf-8", "surrogateescape"))
+            data = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
-            raise GptcError(
-                f"character {error.start} of the prompt is {half_a_pair(error)}"
-            ) from None
+            raise _not_text(error) from None
+        if tokenizer.byte_ids is None:
+            raise _not_text(stray) from None
+        tokens = tokenizer.encode_raw(data)
     else:
         tokens = tokenizer.encode(text)
     ids: list[int] = np.asarray(tokens).tolist()
     return ids if tokenizer.bos is None or ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]
+
+
+def _not_text(error: UnicodeEncodeError) -> GptcError:
+    return GptcError(f"character {error.start} of the prompt is {half_a_pair(error)}")
 
 
 class Sample:

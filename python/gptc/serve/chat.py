@@ -20,7 +20,7 @@ from gptc.serve.problems import BadRequest
 from gptc.serve.service import Service, pattern_of, stops_of
 from gptc.serve.streaming import DONE, Json, event_bytes, refuse_together, stream
 from gptc.serve.tools import BEGIN, bare_call, call_schema, parse_calls
-from gptc.tokenizer.chat import chat_prompt, choose_template
+from gptc.tokenizer.chat import TemplateFails, chat_prompt, choose_template
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
@@ -128,6 +128,12 @@ def prompt_of(
                 add_generation_prompt=begins, continue_final_message=continues,
                 variables=variables,
             )  # fmt: skip
+    except TemplateFails as error:
+        raise BadRequest(
+            f"{error.fault}: give other messages, or start the server with another "
+            "--chat-template FILE",
+            param="messages",
+        ) from None
     except GptcError as error:
         raise BadRequest(str(error), param="messages") from None
 

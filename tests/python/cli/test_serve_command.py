@@ -47,6 +47,7 @@ def _packages() -> None:
         (["--config", "bad.toml"], "unknown option 'prot'; did you mean port?"),
         (["--chat-template", "nothing"], "the chat template nothing does not exist"),
         (["--adapter", "x=saved"], "saved is a model, not an adapter"),
+        (["--adapter", "nothing"], "the adapter nothing does not exist: check the path; gptc fine"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(

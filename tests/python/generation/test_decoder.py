@@ -181,6 +181,10 @@ def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) ->
     assert make_request(writer, tokenizer, [1, 2, 3]).prompt == [1, 2, 3]
     assert make_request(writer, tokenizer, []).prompt == make_request(writer, tokenizer).prompt
     assert make_request(writer, tokenizer, "a\udcff").prompt == [97, 255]
+    tokenizer.byte_ids = None
+    says = r"character 1 of the prompt is the byte 0xFF, which is not UTF-8 .*: give UTF-8"
+    with pytest.raises(GptcError, match=says):
+        make_request(writer, tokenizer, "a\udcff")
     with pytest.raises(GptcError, match=r"character 1 .* U\+D800"):
         make_request(writer, tokenizer, "a\ud800")
 

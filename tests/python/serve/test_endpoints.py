@@ -250,6 +250,12 @@ def test_a_model_without_a_template_says_how_to_give_one(own_server: Callable[..
         reply = call(server.url, CHAT, {"messages": HELLO, "tools": TOOLS})
         assert reply.status == 400
         assert "no place for tools" in reply.message
+    with own_server(template="{{ 1 + messages[0].content }}") as server:
+        reply = call(server.url, CHAT, {"messages": HELLO})
+        assert reply.message.startswith("the chat template fails (line 1: ")
+        assert reply.message.endswith(
+            "): give other messages, or start the server with another --chat-template FILE"
+        )
 
 
 # ---- the other endpoints ----
