@@ -53,6 +53,8 @@ class GptcError(Exception):
 
     silent = False
     """Another process of the job prints it."""
+    about: str | None = None
+    """The option at fault, such as "prompt", where it is known."""
 
     def __init__(self, message: str) -> None:
         message = without_secrets(message)
@@ -115,6 +117,16 @@ class DeadEnd(GptcError):
 # An option of the command line, but not one in a command to type, such as `gptc train --resume`.
 # The value of one in Python is the text, where the command line has a file with it.
 _OPTION = re.compile(r"gptc [a-z]+ [^,;:]*|(?<![\w-])--([a-z][a-z0-9-]*)(?: FILE\b)?")
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Errors of the block are about this option."""
+    try:
+        yield
+    except GptcError as error:
+        error.about = error.about or option
+        raise
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError, half_a_pair
+from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError, about, half_a_pair
 from gptc.files.elsewhere import meant
 from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
@@ -69,29 +69,41 @@ def make_request(
     """
     if tokenizer is None:
         raise UsageError("the tokenizer is None; load the model's with load_tokenizer(PATH)")
-    if isinstance(prompt, bytes) or not (isinstance(prompt, str) or _are_tokens(prompt)):
-        raise UsageError(
-            f"the prompt is {prompt!r:.100}; it must be one text, or a list of token ids"
-        )
     sampling = sampling or Sampling()
     sampling.check()
     texts = TextOptions(**options)
     texts.check()
-    for token, _ in sampling.bias:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise UsageError(
-                f"the bias for token {token} is outside the vocabulary of {tokenizer.vocab_size}"
-            )
-    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    tokens = tokens or prompt_tokens(tokenizer, "")
-    _check_prompt(model, tokens, texts.context_shift)
+    with about("bias"):
+        _check_bias(sampling, tokenizer)
+    with about("prompt"):
+        tokens = _tokens_of(tokenizer, prompt)
+        _check_prompt(model, tokens, texts.context_shift)
     constraint = None
     if texts.patterns:
         from gptc.generation.constraint import make_constraint  # rarely needed
 
         n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        constraint = make_constraint(tokenizer, n_tokens, **texts.patterns)
+        with about(next(iter(texts.patterns))):
+            constraint = make_constraint(tokenizer, n_tokens, **texts.patterns)
     return Request(tokens, sampling, texts, constraint)
+
+
+def _check_bias(sampling: Sampling, tokenizer: Tokenizer) -> None:
+    for token, _ in sampling.bias:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise UsageError(
+                f"the bias for token {token} is outside the vocabulary of {tokenizer.vocab_size}"
+            )
+
+
+def _tokens_of(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """The tokens of a prompt, of either sort. UsageError for another."""
+    if isinstance(prompt, bytes) or not (isinstance(prompt, str) or _are_tokens(prompt)):
+        raise UsageError(
+            f"the prompt is {prompt!r:.100}; it must be one text, or a list of token ids"
+        )
+    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    return tokens or prompt_tokens(tokenizer, "")
 
 
 def split_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,9 @@ def test_a_required_call_is_valid_and_parsed(server: Any) -> None:
         (made,) = found["message"]["tool_calls"]
         assert made["function"]["name"] == "weather"
         assert json.loads(made["function"]["arguments"])["city"] in ("Paris", "Rome")
-        last = events(call(server.url, CHAT, {**body, "stream": True}))[-1]["choices"][0]
+        pieces = events(call(server.url, CHAT, {**body, "stream": True}))
+        assert all(piece["choices"][0]["delta"] for piece in pieces)
+        last = pieces[-1]["choices"][0]
         assert last["delta"]["tool_calls"][0]["function"] == made["function"]
 
 
