@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,6 +55,16 @@ class Request:
         return (Sample(i, self, tokenizer) for i in range(self.options.num_samples))
 
 
+def check_loaded(model: object, tokenizer: object) -> None:
+    """UsageError for paths in place of what is loaded from them."""
+    for value, what, how in (
+        (model, "model", "it with gptc.Model.load(PATH)"),
+        (tokenizer, "tokenizer", "the model's with gptc.load_tokenizer(PATH)"),
+    ):
+        if value is None or isinstance(value, str | Path):
+            raise UsageError(f"the {what} is {value!r:.60}; load {how}")
+
+
 def make_request(
     model: Model,
     tokenizer: Tokenizer,
@@ -67,8 +78,7 @@ def make_request(
     The prompt is a text, or a list of tokens that is used as it is. An empty prompt begins a
     document.
     """
-    if tokenizer is None:
-        raise UsageError("the tokenizer is None; load the model's with load_tokenizer(PATH)")
+    check_loaded(model, tokenizer)
     sampling = sampling or Sampling()
     sampling.check()
     texts = TextOptions(**options)
