@@ -18,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, adapters_of
 from gptc.engine.model import Model
 from gptc.errors import UsageError
+from gptc.files.whole import restore
 from gptc.formats import gguf_lora, peft
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import ModelFile
@@ -36,6 +37,7 @@ def open_adapters(path: Path, base: ModelFile) -> Adapters:
     """The adapters in a folder or a GGUF file. GptcError where they are of another base."""
     if base.lora is not None:
         raise UsageError(f"{base.path} holds adapters itself: name the model that they are of")
+    restore(path)
     if not path.exists() and not path.is_symlink():
         raise UsageError(
             f"the adapter {path} does not exist: check the path; gptc finetune --out makes one"
