@@ -53,6 +53,8 @@ class GptcError(Exception):
 
     silent = False
     """Another process of the job prints it."""
+    about: str | None = None
+    """The option at fault, such as "prompt", where it is known."""
 
     def __init__(self, message: str) -> None:
         message = without_secrets(message)
@@ -64,10 +66,9 @@ class GptcError(Exception):
 def half_a_pair(error: UnicodeEncodeError) -> str:
     """The character of a text that UTF-8 cannot express, and what to do about it."""
     code = ord(error.object[error.start])
-    return (
-        f"U+{code:04X}, half of a surrogate pair or a byte that is not UTF-8: give the whole "
-        "character"
-    )
+    if 0xDC80 <= code <= 0xDCFF:  # as Python keeps a byte of a command line or a file
+        return f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8 (U+{code:04X}): give UTF-8"
+    return f"U+{code:04X}, half of a surrogate pair: give the whole character"
 
 
 class Uncopied:
@@ -114,7 +115,18 @@ class DeadEnd(GptcError):
 
 
 # An option of the command line, but not one in a command to type, such as `gptc train --resume`.
-_OPTION = re.compile(r"gptc [a-z]+ [^,;:]*|(?<![\w-])--([a-z][a-z0-9-]*)")
+# The value of one in Python is the text, where the command line has a file with it.
+_OPTION = re.compile(r"gptc [a-z]+ [^,;:]*|(?<![\w-])--([a-z][a-z0-9-]*)(?: FILE\b)?")
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Errors of the block are about this option."""
+    try:
+        yield
+    except GptcError as error:
+        error.about = error.about or option
+        raise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import plural
 
 CLIENTS = (1, 4, 16, 64)
 _TIMEOUT_S = 600.0
@@ -67,7 +68,7 @@ def bench_serve(
     ask = _Asker(url, prompt_words, max_tokens, model, key)
     rows = []
     for n in clients:
-        report(f"{n} clients, {requests} requests each")
+        report(f"{plural(n, 'client')}, {plural(requests, 'request')} each")
         rows.append(_row(n, *_together(ask, n, requests, seconds)))
     return rows
 

@@ -97,9 +97,13 @@ class AdapterCheckpoint(Checkpoint):
         for parameter in self.trained():
             model.set(parameter.name, self.read(parameter.name))
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was saved with the adapters."""
+        return (self.path / FILE_NAME).is_file()
+
     def tokenizer(self) -> Tokenizer:
-        own = (self.path / FILE_NAME).is_file()
-        return super().tokenizer() if own else self.base.tokenizer()
+        return super().tokenizer() if self.has_tokenizer else self.base.tokenizer()
 
     def check(self) -> list[str]:
         found = [f"{name}: its checksum is right" for name in self.verify()]

@@ -20,7 +20,7 @@ from gptc.checkpoint.names import (
 )
 from gptc.checkpoint.packed import PackedCheckpoint, is_packed
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.files.paths import cache_folder
 from gptc.files.whole import restore
 from gptc.files.words import quoted
@@ -38,11 +38,20 @@ def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     """
     if path is not None:
         restore(Path(path))
+        _check_link(Path(path))
     if path is not None and not Path(path).exists() and hub.is_name(str(path)):
         return open_folder(hub.fetch(str(path)))
     if path is not None and is_foreign(Path(path)):
         return open_model(Path(path))
     return open_folder(find_checkpoint(path, root))
+
+
+def _check_link(path: Path) -> None:
+    """GptcError for a link that leads to nothing, whose name is not that of a model elsewhere."""
+    if path.is_symlink() and not path.exists():
+        raise GptcError(
+            f"{path} is a link to {path.readlink()}, which is not there: make the link again"
+        )
 
 
 def open_folder(folder: Path, base: ModelFile | None = None) -> Checkpoint:
@@ -76,6 +85,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
 
     folder = Path(path)
     restore(folder)
+    _check_link(folder)
     if folder.is_file():
         raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
     if folder.name == BEST and list_checkpoints(folder.parent) and not folder.exists():
@@ -148,10 +158,15 @@ def keep_tokenizer(tokenizer: Tokenizer) -> Path:
 
 
 def _run_problem(checkpoint: Path) -> str | None:
-    """The fault of a run's checkpoint, which always has checksums; None for a whole one."""
+    """The fault of a run's checkpoint, which always has checksums; None for a whole one.
+
+    UsageError for limits (GPTC_LIMITS) that are none, which is not a fault of the checkpoint.
+    """
     if not (checkpoint / CHECKSUMS).is_file():
         return f"{checkpoint / CHECKSUMS} is missing"
     try:
         return size_problem(checkpoint, read_checksums(checkpoint))
+    except UsageError:
+        raise
     except GptcError as error:
         return str(error)

@@ -18,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, adapters_of
 from gptc.engine.model import Model
 from gptc.errors import UsageError
+from gptc.files.whole import restore
 from gptc.formats import gguf_lora, peft
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import ModelFile
@@ -36,6 +37,11 @@ def open_adapters(path: Path, base: ModelFile) -> Adapters:
     """The adapters in a folder or a GGUF file. GptcError where they are of another base."""
     if base.lora is not None:
         raise UsageError(f"{base.path} holds adapters itself: name the model that they are of")
+    restore(path)
+    if not path.exists() and not path.is_symlink():
+        raise UsageError(
+            f"the adapter {path} does not exist: check the path; gptc finetune --out makes one"
+        )
     if gguf_lora.is_adapter(path):
         return gguf_lora.GgufAdapter(path, base.config)
     file = open_folder(find_checkpoint(path), base)
@@ -78,6 +84,23 @@ class AdapterSet:
                 "others; merge some of them with gptc export --merge"
             )
         return Lora(rank, float(rank), tuple(t for t in known if t in targets), dora=each[0].dora)
+
+    def tokenizer(self, base: Tokenizer, *names: str) -> Tokenizer:
+        """The tokenizer that was trained with the first adapter, or the first of `names`.
+
+        It tells of the chat template and the ends that the adapter was taught. That of `base` for
+        an adapter without one, or with another vocabulary.
+        """
+        file = self._files[(names or self.names)[0]]
+        if not isinstance(file, AdapterCheckpoint) or not file.has_tokenizer:
+            return base
+        own = file.tokenizer()
+        return own if own.fingerprint() == base.fingerprint() else base
+
+    def talking(self, base: Tokenizer) -> Tokenizer:
+        """The tokenizer of the base, or of the first adapter where only that has a template."""
+        own = [base, *(self.tokenizer(base, name) for name in self.names)]
+        return next((one for one in own if one.marks.templates), base)
 
     def use(self, model: Model, name: str | None) -> None:
         """Lets a model of `self.lora` compute with an adapter, or with none.

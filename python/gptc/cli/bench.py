@@ -12,7 +12,7 @@ import click
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
-from gptc.cli.params import COUNT, FiniteRange
+from gptc.cli.params import COUNT, FiniteNumber
 from gptc.engine.config import GPTConfig
 from gptc.engine.options import CacheOptions, DeviceOptions
 
@@ -240,7 +240,7 @@ Examples:
 @click.option("--prompt-words", type=COUNT, default=100, show_default=True, metavar="N")
 @click.option("--max-tokens", type=COUNT, default=64, show_default=True, metavar="N")
 @click.option(
-    "--seconds", type=FiniteRange(min=0), metavar="X",
+    "--seconds", type=FiniteNumber(min=0), metavar="X",
     help="Time after which clients begin no further request.  [no limit]",
 )  # fmt: skip
 @click.option("--model", metavar="NAME", help="Name of the model, if the server needs it.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +84,25 @@ def print_answer(conversation: Conversation, seed: int | None) -> None:
 
 
 def talk(conversation: Conversation) -> None:
-    """A conversation at the terminal, or with the lines of standard input."""
+    """A conversation at the terminal, or with the lines of standard input.
+
+    A message that fails does not end it. GptcError at the end, unless a person has seen it fail.
+    """
     saved: set[Path] = set()
+    done: list[bool] = []
     if is_terminal():
         click.echo(_HELP, err=True)
     with closing(conversation), history():
         if conversation.messages and conversation.messages[-1]["role"] == "user":
-            _answered(conversation, conversation.answer())
-        while (text := typed(interrupt_ends=True)) is not None:
+            done.append(_done(lambda: _write(conversation, conversation.answer())))
+        while (text := typed(interrupt_ends=True)) is not None and text.split() != ["/quit"]:
             if text.startswith("/"):
-                if text.split() == ["/quit"]:
-                    return
-                try:
-                    _command(text, conversation, saved)
-                except GptcError as error:
-                    click.echo(f"error: {error}", err=True)
+                done.append(_done(partial(_command, text, conversation, saved)))
             elif text.strip():
-                _answered(conversation, conversation.ask(text))
+                done.append(_done(partial(_ask, conversation, text)))
+    failed = done.count(False)
+    if failed and not is_terminal():
+        raise GptcError(f"{failed} of {plural(len(done), 'line')} failed: see the errors above")
 
 
 def _command(text: str, conversation: Conversation, saved: set[Path]) -> None:
@@ -127,14 +130,20 @@ def _command(text: str, conversation: Conversation, saved: set[Path]) -> None:
         raise GptcError(f"unknown command {text.strip()}: /help lists them")
 
 
-def _answered(conversation: Conversation, pieces: Generator[str, None, None]) -> None:
-    """Writes an answer. Ctrl-C and errors end only that."""
+def _ask(conversation: Conversation, text: str) -> None:
+    _write(conversation, conversation.ask(text))
+
+
+def _done(act: Callable[[], None]) -> bool:
+    """Whether an answer or a command did not fail. Ctrl-C and errors end only that."""
     try:
-        _write(conversation, pieces)
+        act()
     except KeyboardInterrupt:
         click.echo()
     except GptcError as error:
         click.echo(f"error: {error}", err=True)
+        return False
+    return True
 
 
 def _write(conversation: Conversation, pieces: Generator[str, None, None]) -> None:

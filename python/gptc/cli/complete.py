@@ -14,7 +14,7 @@ from gptc.errors import GptcError
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of an option that begin with a word; else paths, if the option takes them."""
     found = [CompletionItem(name) for name in _names(param.name) if name.startswith(incomplete)]
-    if param.name in ("preset", "to") or (found and incomplete):
+    if param.name in ("preset", "to", "dtype") or (found and incomplete):
         return found
     return [CompletionItem(incomplete, type="file")]
 
@@ -32,6 +32,14 @@ def _names(option: str | None) -> Iterable[str]:
         from gptc.convert.export_model import DTYPES
 
         return DTYPES
+    if option == "dtype":  # of an export
+        from gptc.convert.export_model import DTYPES
+
+        return sorted({dtype for dtypes in DTYPES.values() for dtype in dtypes})
+    if option == "tasks":
+        from gptc.eval.tasks import OWN
+
+        return (OWN,)
     if option == "preset":
         from gptc.engine.config import presets
 

@@ -15,7 +15,7 @@ import click
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
-from gptc.cli.params import COUNT
+from gptc.cli.params import COUNT, SizeParam
 from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.cli.tasks import given_for_code, run_tasks
 from gptc.data.options import TEXT_PACKING
@@ -88,7 +88,7 @@ Examples:
 )
 @click.option(
     "--ngram",
-    type=click.IntRange(1, 1000),
+    type=SizeParam(min=1, max=1000),
     metavar="N",
     help="Order up to which to compare with n-grams, counted in the training split (Kneser-Ney).",
 )
@@ -97,6 +97,7 @@ Examples:
     "tasks",
     multiple=True,
     metavar="FILE",
+    shell_complete=complete,
     help="Rows of HellaSwag, ARC, PIQA, LAMBADA or HumanEval, or `stories`, in place of a loss. "
     "May be repeated.",
 )
@@ -107,7 +108,7 @@ Examples:
 )
 @click.option(
     "--samples",
-    type=click.IntRange(1, 10_000),
+    type=SizeParam(min=1, max=10_000),
     metavar="N",
     help="Programs of each problem, for pass@k. One is greedy; several are drawn.  [1]",
 )

@@ -181,10 +181,12 @@ def infer_command(
     loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
 
     def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model, AdapterSet | None]:
-        tokenizer = file.tokenizer()
+        tokenizer, several = file.tokenizer(), _adapters(file, adapters)
+        if several:
+            tokenizer = several.tokenizer(tokenizer)
         if conversing:  # before the weights are read
             begin["chat_template"] = _template(tokenizer, talk, begin)
-        several, gpt = _load(file, tokenizer, adapters, {"dtype": quantize or dtype, **loading})
+        gpt = _load(file, tokenizer, several, {"dtype": quantize or dtype, **loading})
         return file, tokenizer, gpt, several
 
     with ExitStack() as stack:
@@ -263,19 +265,23 @@ def _template(tokenizer: Tokenizer, talk: ChatOptions, begin: dict[str, Any]) ->
     return find_template(tokenizer, talk.chat_template, begin.get("tools"))
 
 
-def _load(
-    file: ModelFile, tokenizer: Tokenizer, adapters: tuple[str, ...], options: dict[str, Any]
-) -> tuple[AdapterSet | None, Model]:
-    """The model, which uses the first adapter. `options` are those of `load_model`."""
-    from gptc.checkpoint.facade import load_model
+def _adapters(file: ModelFile, given: tuple[str, ...]) -> AdapterSet | None:
     from gptc.checkpoint.merged import AdapterSet, parse_adapters
 
-    several = AdapterSet(file, *parse_adapters(adapters)) if adapters else None
+    return AdapterSet(file, *parse_adapters(given)) if given else None
+
+
+def _load(
+    file: ModelFile, tokenizer: Tokenizer, several: AdapterSet | None, options: dict[str, Any]
+) -> Model:
+    """The model, which uses the first adapter. `options` are those of `load_model`."""
+    from gptc.checkpoint.facade import load_model
+
     with _made_ready(tokenizer):
         gpt = load_model(file, **options, **({"lora": several.lora} if several else {}))
     if several:
         several.use(gpt, several.names[0])
-    return several, gpt
+    return gpt
 
 
 def _ask(writer: Writer, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,7 @@ import click
 
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
-from gptc.cli.params import COUNT, model_option
+from gptc.cli.params import COUNT, SizeParam, model_option
 from gptc.convert.export_model import DTYPES, ExportReport, export_model
 from gptc.files.words import quoted
 from gptc.formats.registry import FORMATS
@@ -125,11 +125,12 @@ def import_command(
 @click.option(
     "--dtype",
     metavar="DTYPE",
+    shell_complete=complete,
     help=f"Data type: {_dtypes_help()}.  [fp32; a packed model stays packed in gguf]",
 )
 @click.option(
     "--file-version",
-    type=click.IntRange(0, 2),
+    type=SizeParam(max=2),
     metavar="N",
     help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )

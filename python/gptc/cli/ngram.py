@@ -9,7 +9,7 @@ import click
 
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
-from gptc.cli.params import COUNT, SIZE
+from gptc.cli.params import COUNT, SIZE, SizeParam
 from gptc.data.known import KNOWN_DATASETS
 from gptc.errors import UsageError
 
@@ -37,7 +37,13 @@ Examples:
     metavar="KIND",
     help="Tokenizer for data not yet prepared.  [bytes]",
 )
-@click.option("--order", type=click.IntRange(1, 1000), default=5, help="Largest order.  [5]")
+@click.option(
+    "--order",
+    type=SizeParam(min=1, max=1000),
+    default=5,
+    metavar="N",
+    help="Largest order, at most 1,000.  [5]",
+)
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", help="Split.  [val]")
 @click.option("--sample", type=COUNT, metavar="N", help="Tokens to write with the largest order.")
 @click.option("--seed", type=SIZE, default=0, metavar="N", help="Random seed of the text.  [0]")

@@ -14,9 +14,12 @@ from gptc.files.sizes import parse_size
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
+    _FloatParam = click.ParamType[float]
     _BiasParam = click.ParamType[tuple[int, float]]
 else:
-    _IntParam = _BiasParam = click.ParamType  # older versions of click cannot subscript it
+    _IntParam = _FloatParam = _BiasParam = (
+        click.ParamType
+    )  # older versions of click cannot subscript it
 
 
 class SizeParam(_IntParam):
@@ -24,8 +27,10 @@ class SizeParam(_IntParam):
 
     name = "size"
 
-    def __init__(self, min: int = 0, words: Mapping[str, int] | None = None) -> None:
-        self.min, self._words = min, words or {}
+    def __init__(
+        self, min: int = 0, words: Mapping[str, int] | None = None, max: int | None = None
+    ) -> None:
+        self.min, self.max, self._words = min, max, words or {}
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -43,6 +48,8 @@ class SizeParam(_IntParam):
                 self.fail(str(error), param, ctx)
         if number < self.min:
             self.fail(f"{value} is less than {self.min}", param, ctx)
+        if self.max is not None and number > self.max:
+            self.fail(f"{value} is more than {self.max:,}", param, ctx)
         return number
 
 
@@ -50,15 +57,26 @@ SIZE = SizeParam()
 COUNT = SizeParam(min=1)
 
 
-class FiniteRange(click.FloatRange):
-    """A finite number in a range; click's own has NaN in every range."""
+class FiniteNumber(_FloatParam):
+    """A finite number, `min` or more, or above it if that is `min_open`.
+
+    click's own range has NaN in it, and help that explains it in signs.
+    """
+
+    name = "number"
+
+    def __init__(self, min: float, min_open: bool = False) -> None:
+        self._min, self._min_open = min, min_open
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        number = float(super().convert(value, param, ctx))
+        number = float(click.FLOAT.convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
+        if number < self._min or (self._min_open and number == self._min):
+            bound = "above" if self._min_open else "at least"
+            self.fail(f"{value} is not {bound} {self._min:g}", param, ctx)
         return number
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gptc.cli.command import Command
+from gptc.cli.params import SizeParam
 from gptc.errors import GptcError
 
 _EPILOG = """\b
@@ -34,7 +35,7 @@ Examples:
 )
 @click.option(
     "--ngram",
-    type=click.IntRange(0, 1000),
+    type=SizeParam(max=1000),
     metavar="N",
     help="Order of the n-grams that a page compares with; 0 = none.  [5, of the first 1M tokens]",
 )

@@ -10,7 +10,7 @@ from typing import Any
 from gptc.checkpoint.find import open_folder
 from gptc.checkpoint.metrics import METRICS, read_records
 from gptc.checkpoint.names import folders_in, list_checkpoints
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.files.words import count, duration
 
 _COLUMNS = ("run", "step", "tokens", "time", "train loss", "val loss", "parameters", "written")
@@ -46,6 +46,8 @@ def _parameters(checkpoint: Path) -> int | None:
     """None where it is damaged, or the base of its adapters is gone."""
     try:
         config = open_folder(checkpoint).config
+    except UsageError:
+        raise
     except GptcError:
         return None
     return sum(math.prod(shape) for _, shape, _ in config.parameters())

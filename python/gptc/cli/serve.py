@@ -95,9 +95,12 @@ def serve_command(
         def load(file: Any) -> Any:
             paths, names = parse_adapters(options.adapter)
             read = (lambda: AdapterSet(file, paths, names)) if paths else None
-            lora = {"lora": read().lora} if read else {}
+            tokenizer, lora = file.tokenizer(), {}
+            if read:
+                adapters = read()
+                tokenizer, lora = adapters.talking(tokenizer), {"lora": adapters.lora}
             gpt = load_model(file, dtype=quantize or dtype, **loading, **lora)
-            return file, file.tokenizer(), gpt, read
+            return file, tokenizer, gpt, read
 
         file, tokenizer, gpt, read = on_newest(model, load)
         stack.enter_context(gpt)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.cli.params import FiniteRange
+from gptc.cli.params import FiniteNumber, SizeParam
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
 _EPILOG = """\b
@@ -32,10 +32,17 @@ class SpeedrunCommand(SectionedCommand):
 @click.argument("recipe", metavar="RECIPE")
 @click.option(
     "--target",
-    type=FiniteRange(min=0, min_open=True),
+    type=FiniteNumber(min=0, min_open=True),
+    metavar="X",
     help="Result to reach: loss, or bits per byte of stories.  [by recipe]",
 )
-@click.option("--seeds", type=click.IntRange(1, 1000), default=5, help="Number of runs.  [5]")
+@click.option(
+    "--seeds",
+    type=SizeParam(min=1, max=1000),
+    default=5,
+    metavar="N",
+    help="Number of runs, at most 1,000.  [5]",
+)
 @click.option(
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),

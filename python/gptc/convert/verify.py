@@ -16,7 +16,7 @@ from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
 from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE, SPLITS
 from gptc.data.shards import is_shard, open_shard
-from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
+from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer, UsageError
 from gptc.eval.ngram_file import is_ngrams, open_ngrams
 from gptc.files.whole import restore
 from gptc.formats import llmc
@@ -71,6 +71,8 @@ def _verify_checkpoints(folders: list[Path]) -> list[str]:
         try:
             checks += [f"{folder.name}: {line}" for line in _verify_model(open_folder(folder))]
             whole.append(folder.name)
+        except UsageError:  # of the variable GPTC_LIMITS
+            raise
         except GptcError as error:
             problems.append(str(error))
     if problems:

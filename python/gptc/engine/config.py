@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -151,10 +151,13 @@ class GPTConfig:
             raise UsageError(f"unknown preset {name!r}{_did_you_mean(name, presets())}")
         library.call("gpt_config_preset", name.encode(), struct)
         base = cls._from_c(struct)
-        names = [field.name for field in fields(cls)]
-        for key in overrides:
-            if key not in names:
-                raise UsageError(f"unknown model field {key!r}{_did_you_mean(key, names)}")
+        known = {field.name: field for field in fields(cls)}
+        for key, value in overrides.items():
+            if key not in known:
+                raise UsageError(f"unknown model field {key!r}{_did_you_mean(key, list(known))}")
+            if key not in ("layers", "rope_divisors"):
+                plain = value.item() if hasattr(value, "item") else value  # of NumPy
+                overrides[key] = _typed(known[key], plain)
         if "n_embd" in overrides and "n_ff" not in overrides:
             n_ff = base.n_ff * overrides["n_embd"] / base.n_embd
             multiple = 8 if overrides.get("activation", base.activation) in GATED else 1
@@ -164,7 +167,9 @@ class GPTConfig:
         if "n_expert" in overrides:
             usual = {"n_expert_used": min(2, overrides["n_expert"]), "router_loss": 0.01}
             overrides = {**usual, "expert_norm": True, **overrides}
-        return replace(base, **overrides)
+        config = replace(base, **overrides)
+        config.check()
+        return config
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GPTConfig:
@@ -186,23 +191,7 @@ class GPTConfig:
             if field.name == "rope_divisors":
                 values["rope_divisors"] = _numbers(field.name, value)
                 continue
-            if field.name in _ENUMS:
-                choices, _ = _ENUMS[field.name]
-                if value not in choices:
-                    raise UsageError(f"{field.name} is {value!r}, not one of {', '.join(choices)}")
-            elif field.type == "float":
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise UsageError(f"{field.name} is {value!r}, not a number")
-                try:
-                    value = float(value)
-                except OverflowError:
-                    raise UsageError(f"{field.name} is too large a number") from None
-            elif field.type == "bool":
-                if not isinstance(value, bool):
-                    raise UsageError(f"{field.name} is {value!r}, not true or false")
-            elif isinstance(value, bool) or not isinstance(value, int):
-                raise UsageError(f"{field.name} is {value!r}, not a whole number")
-            values[field.name] = value
+            values[field.name] = _typed(field, value)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -317,6 +306,27 @@ def _biases(lib: Any) -> dict[str, int]:
         "mlp_bias": lib.GPT_BIAS_FC | lib.GPT_BIAS_MLP_PROJ,
         "norm_bias": lib.GPT_BIAS_NORM,
     }
+
+
+def _typed(field: Field[Any], value: Any) -> Any:
+    """The value of a field. UsageError for one of another type."""
+    if field.name in _ENUMS:
+        choices, _ = _ENUMS[field.name]
+        if value not in choices:
+            raise UsageError(f"{field.name} is {value!r}, not one of {', '.join(choices)}")
+    elif field.type == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"{field.name} is {value!r}, not a number")
+        try:
+            value = float(value)
+        except OverflowError:
+            raise UsageError(f"{field.name} is too large a number") from None
+    elif field.type == "bool":
+        if not isinstance(value, bool):
+            raise UsageError(f"{field.name} is {value!r}, not true or false")
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{field.name} is {value!r}, not a whole number")
+    return value
 
 
 def _numbers(name: str, data: Any) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from gptc.errors import python_names
 from gptc.generation.decoder import Decoder, start
 from gptc.generation.drafts import Draft
 from gptc.generation.options import ANSWER_STOP, ANSWER_TOKENS, Sampling
-from gptc.generation.request import Request, Sample, make_request, split_options
+from gptc.generation.request import Request, Sample, check_loaded, make_request, split_options
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import chat_prompt, check_messages
 
@@ -43,6 +43,7 @@ def chat(
     at most 2,048 tokens unless `max_tokens` says another number.
     """
     with python_names():
+        check_loaded(model, tokenizer)
         prompt = chat_prompt(
             tokenizer,
             messages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError, half_a_pair
+from gptc.errors import DeadEnd, GptcError, PromptTooLong, UsageError, about, half_a_pair
 from gptc.files.elsewhere import meant
 from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
@@ -54,6 +55,16 @@ class Request:
         return (Sample(i, self, tokenizer) for i in range(self.options.num_samples))
 
 
+def check_loaded(model: object, tokenizer: object) -> None:
+    """UsageError for paths in place of what is loaded from them."""
+    for value, what, how in (
+        (model, "model", "it with gptc.Model.load(PATH)"),
+        (tokenizer, "tokenizer", "the model's with gptc.load_tokenizer(PATH)"),
+    ):
+        if value is None or isinstance(value, str | Path):
+            raise UsageError(f"the {what} is {value!r:.60}; load {how}")
+
+
 def make_request(
     model: Model,
     tokenizer: Tokenizer,
@@ -67,31 +78,42 @@ def make_request(
     The prompt is a text, or a list of tokens that is used as it is. An empty prompt begins a
     document.
     """
-    if tokenizer is None:
-        raise UsageError("the tokenizer is None; load the model's with load_tokenizer(PATH)")
-    if isinstance(prompt, bytes) or not (isinstance(prompt, str) or _are_tokens(prompt)):
-        raise UsageError(
-            f"the prompt is {prompt!r:.100}; it must be one text, or a list of token ids"
-        )
+    check_loaded(model, tokenizer)
     sampling = sampling or Sampling()
     sampling.check()
     texts = TextOptions(**options)
     texts.check()
-    for token, _ in sampling.bias:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise UsageError(
-                f"the bias for token {token} is outside the vocabulary of {tokenizer.vocab_size}"
-            )
-    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    tokens = tokens or prompt_tokens(tokenizer, "")
-    _check_prompt(model, tokens, texts.context_shift)
+    with about("bias"):
+        _check_bias(sampling, tokenizer)
+    with about("prompt"):
+        tokens = _tokens_of(tokenizer, prompt)
+        _check_prompt(model, tokens, texts.context_shift)
     constraint = None
     if texts.patterns:
         from gptc.generation.constraint import make_constraint  # rarely needed
 
         n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        constraint = make_constraint(tokenizer, n_tokens, **texts.patterns)
+        with about(next(iter(texts.patterns))):
+            constraint = make_constraint(tokenizer, n_tokens, **texts.patterns)
     return Request(tokens, sampling, texts, constraint)
+
+
+def _check_bias(sampling: Sampling, tokenizer: Tokenizer) -> None:
+    for token, _ in sampling.bias:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise UsageError(
+                f"the bias for token {token} is outside the vocabulary of {tokenizer.vocab_size}"
+            )
+
+
+def _tokens_of(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """The tokens of a prompt, of either sort. UsageError for another."""
+    if isinstance(prompt, bytes) or not (isinstance(prompt, str) or _are_tokens(prompt)):
+        raise UsageError(
+            f"the prompt is {prompt!r:.100}; it must be one text, or a list of token ids"
+        )
+    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    return tokens or prompt_tokens(tokenizer, "")
 
 
 def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,17 +182,22 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     text = prompt or tokenizer.start
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as stray:
         try:
-            tokens = tokenizer.encode_raw(text.encode("utf-8", "surrogateescape"))
+            data = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
-            raise GptcError(
-                f"character {error.start} of the prompt is {half_a_pair(error)}"
-            ) from None
+            raise _not_text(error) from None
+        if tokenizer.byte_ids is None:
+            raise _not_text(stray) from None
+        tokens = tokenizer.encode_raw(data)
     else:
         tokens = tokenizer.encode(text)
     ids: list[int] = np.asarray(tokens).tolist()
     return ids if tokenizer.bos is None or ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]
+
+
+def _not_text(error: UnicodeEncodeError) -> GptcError:
+    return GptcError(f"character {error.start} of the prompt is {half_a_pair(error)}")
 
 
 class Sample:

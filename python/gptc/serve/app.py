@@ -29,6 +29,7 @@ from gptc.serve.problems import (
     NotAllowed,
     NotFound,
     Problem,
+    TooLong,
     Unauthorized,
     Unavailable,
 )
@@ -74,8 +75,12 @@ def _texts(module: Any) -> Callable[[Service, HttpRequest, Any], Awaitable[Respo
         if service.options.log_prompts:
             log.info("%s asks %s", http.scope["gptc.id"], encoded(fields).decode())
         loop = asyncio.get_running_loop()
-        requests = await loop.run_in_executor(service.pool, module.prepare, service, fields)
-        response: Response = await module.answer(service, http, fields, requests)
+        try:
+            requests = await loop.run_in_executor(service.pool, module.prepare, service, fields)
+            response: Response = await module.answer(service, http, fields, requests)
+        except TooLong as problem:
+            problem.param = problem.param or module.PROMPT
+            raise
         return response
 
     return run

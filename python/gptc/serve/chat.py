@@ -20,16 +20,20 @@ from gptc.serve.problems import BadRequest
 from gptc.serve.service import Service, pattern_of, stops_of
 from gptc.serve.streaming import DONE, Json, event_bytes, refuse_together, stream
 from gptc.serve.tools import BEGIN, bare_call, call_schema, parse_calls
-from gptc.tokenizer.chat import chat_prompt, choose_template
+from gptc.tokenizer.chat import TemplateFails, chat_prompt, choose_template
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
 
-def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
-    """The request of a conversation."""
+PROMPT = "messages"  # the field with it
+
+
+def prepare(service: Service, fields: Mapping[str, Any], source: str = PROMPT) -> list[Request]:
+    """The request of a conversation, which the body has in the field `source`."""
     service.model_of(fields)
+    names = {"prompt": source}
     if fields.get("top_logprobs") and not fields.get("logprobs"):
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     refuse_together(fields, "max_tokens", "max_completion_tokens")
@@ -47,9 +51,9 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
                 f"tool_choice names {name!r:.60}, which is not one of the tools",
                 param="tool_choice",
             )
-        pattern = {"json_schema": call_schema(tools or (), name)}
+        pattern, names["json_schema"] = {"json_schema": call_schema(tools or (), name)}, "tools"
     prompt = prompt_of(
-        service, fields["messages"], tools, fields.get("chat_template_kwargs"),
+        service, fields["messages"], tools, _variables(fields), source=source,
         begins=bool(fields.get("add_generation_prompt", True)), continues=_continues(fields),
     )  # fmt: skip
     room = service.scheduler.n_ctx - len(prompt) + 1
@@ -59,6 +63,7 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
         service.make_request(
             prompt,
             fields,
+            names,
             max_tokens=int(wanted),
             num_samples=int(fields.get("n", 1)),
             stop=stops_of(fields) or ANSWER_STOP,
@@ -75,6 +80,20 @@ def forced(fields: Mapping[str, Any]) -> bool:
     if must and not fields.get("tools"):
         raise BadRequest("tool_choice asks for a call, and tools is missing", param="tools")
     return must
+
+
+def _variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The further values for the template. Some have a field of their own at OpenAI."""
+    own = {name: fields[name] for name in ("reasoning_effort",) if name in fields}
+    return {**own, **fields.get("chat_template_kwargs", {})}
+
+
+def check_contents(messages: list[dict[str, Any]], source: str) -> None:
+    """BadRequest for a message without a text, which only a call may be."""
+    for i, message in enumerate(messages):
+        if message.get("content") is None and message.get("tool_calls") is None:
+            name = f"{source}[{i}].content"
+            raise BadRequest(f"{name} is missing: give its text", param=name)
 
 
 def _continues(fields: Mapping[str, Any]) -> bool:
@@ -100,6 +119,7 @@ def prompt_of(
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     *,
+    source: str = PROMPT,
     begins: bool = True,
     continues: bool = False,
 ) -> list[int]:
@@ -112,8 +132,9 @@ def prompt_of(
         raise BadRequest(
             "the model has no chat template: use /v1/completions, or start the server with "
             "--chat-template FILE",
-            param="messages",
+            param=source,
         )
+    check_contents(messages, source)
     try:
         template = choose_template(tokenizer, service.chat_template, bool(tools))
         if tools and "tools" not in template:
@@ -128,8 +149,14 @@ def prompt_of(
                 add_generation_prompt=begins, continue_final_message=continues,
                 variables=variables,
             )  # fmt: skip
+    except TemplateFails as error:
+        raise BadRequest(
+            f"{error.fault}: give other messages, or start the server with another "
+            "--chat-template FILE",
+            param=source,
+        ) from None
     except GptcError as error:
-        raise BadRequest(str(error), param="messages") from None
+        raise BadRequest(str(error), param=source) from None
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,6 +277,8 @@ class _Reply:
                     delta["content"] = piece
                 if self._fields.get("return_token_ids"):
                     delta["token_ids"] = ids
+                if not (delta or logprobs or finish):  # of a call, which is told whole
+                    continue
                 yield event_bytes(self.chunk(answer.index, delta, logprobs, finish))
             if self._fields.get("stream_options", {}).get("include_usage"):
                 head = self.head("chat.completion.chunk")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
+PROMPT = "prompt"  # the field with it
+
+
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The requests of a body, one for each prompt."""
     service.model_of(fields)

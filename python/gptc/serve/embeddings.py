@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
+PROMPT = "input"  # the field with it
+
+
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The requests of a body, one for each input."""
     service.model_of(fields)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptc.generation.request import Request
 from gptc.serve import chat
 from gptc.serve.answers import Answers
+from gptc.serve.problems import BadRequest
 from gptc.serve.service import Service
 from gptc.serve.streaming import Json, event_bytes, stream
 
@@ -18,16 +19,24 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
+PROMPT = "input"  # the field with it
+IGNORED = ("tools", "text", "tool_choice")  # which have one value that is taken, as without them
+
+
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The request of an input."""
     given = fields["input"]
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if fields.get("tools"):
+        raise BadRequest("tools are for /v1/chat/completions: ask there", param="tools")
+    chat.check_contents(messages, PROMPT)
     if "instructions" in fields:
         messages = [{"role": "system", "content": fields["instructions"]}, *messages]
-    rest = {name: fields[name] for name in fields if name not in ("input", "instructions")}
+    ours = ("input", "instructions", *IGNORED)
+    rest = {name: fields[name] for name in fields if name not in ours}
     if "max_output_tokens" in rest:
         rest["max_tokens"] = rest.pop("max_output_tokens")
-    return chat.prepare(service, {**rest, "messages": messages})
+    return chat.prepare(service, {**rest, "messages": messages}, PROMPT)
 
 
 async def answer(

@@ -128,9 +128,11 @@ def _list_problem(schema: Schema, value: Sequence[Any], name: str) -> tuple[str,
 
 def _object_problem(schema: Schema, value: Mapping[str, Any], name: str) -> tuple[str, str] | None:
     known = schema.get("properties", {})
-    for key in schema.get("required", ()):
+    for key in schema.get("required", ()):  # in order: a wrong type says more than a lack after it
         if value.get(key) is None:
             return f"{name}.{key}", f"{name}.{key} is missing: give {accepted(known[key])}"
+        if found := _problem(known[key], value[key], f"{name}.{key}"):
+            return found
     for key, item in value.items():
         inner = known.get(key, schema.get("additionalProperties"))
         absent = item is None and key in known  # as if it were not given

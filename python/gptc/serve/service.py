@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gptc.serve.metrics import Metrics
     from gptc.serve.scheduler import Scheduler
 
+_FIELDS = {"bias": "logit_bias", "json_schema": "response_format"}
 _PREPARING = 4  # threads that tokenize, render templates and compile grammars
 
 
@@ -70,9 +71,16 @@ class Service:
         return request
 
     def make_request(
-        self, prompt: str | Sequence[int], fields: Mapping[str, Any], **options: Any
+        self,
+        prompt: str | Sequence[int],
+        fields: Mapping[str, Any],
+        names: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Request:
-        """A request for the scheduler. BadRequest for a value that the model cannot take."""
+        """A request for the scheduler. BadRequest for a value that the model cannot take.
+
+        `names` are the fields of options that have another name in the body.
+        """
         try:
             with python_names():
                 request = make_request(
@@ -83,7 +91,8 @@ class Service:
         except PromptTooLong as error:
             raise self.too_long(error) from None
         except GptcError as error:
-            raise BadRequest(str(error)) from None
+            named = error.about and (_FIELDS | dict(names or {})).get(error.about, error.about)
+            raise BadRequest(str(error), param=named) from None
 
     def too_long(self, error: PromptTooLong, param: str | None = None) -> TooLong:
         """The answer to a prompt that does not fit into a sequence of this server."""

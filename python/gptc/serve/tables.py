@@ -86,7 +86,7 @@ def _text_fields(options: ServeOptions) -> dict[str, Any]:
         },
         **sampling_fields(),
         # Accepted, as clients send them; they change nothing here.
-        **{name: {"description": "Ignored."} for name in ("user", "metadata", "store")},
+        **{name: {"description": "Ignored."} for name in _IGNORED},
     }  # fmt: skip
 
 
@@ -118,6 +118,11 @@ def completion_fields(options: ServeOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# llama.cpp's cache_prompt: a prompt that begins as another is always computed from there on.
+_IGNORED = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "cache_prompt",
+)  # fmt: skip
 _FORMAT = {
     "type": "object",
     "required": ["type"],
@@ -210,6 +215,7 @@ def chat_fields(options: ServeOptions) -> dict[str, Any]:
             "description": "none, auto, required, or the function to call.",
         },
         "parallel_tool_calls": {"type": "boolean", "description": "Ignored."},
+        "reasoning_effort": _with_help(_TEXT, "Value for the chat template, if it has one."),
         "chat_template_kwargs": _with_help(_OBJECT, "Further values for the chat template."),
         **_text_fields(options),
     }  # fmt: skip
@@ -217,8 +223,7 @@ def chat_fields(options: ServeOptions) -> dict[str, Any]:
 
 def response_fields(options: ServeOptions) -> dict[str, Any]:
     """The fields of /v1/responses."""
-    kept = ("model", "stream", "temperature", "top_p", "top_k", "min_p", "seed", "user",
-            "metadata", "store")  # fmt: skip
+    kept = ("model", "stream", "temperature", "top_p", "top_k", "min_p", "seed", *_IGNORED)
     fields = _text_fields(options)
     return {
         "input": _required(
@@ -226,8 +231,18 @@ def response_fields(options: ServeOptions) -> dict[str, Any]:
         ),
         "instructions": _with_help(_TEXT, "System message."),
         "max_output_tokens": _with_help(_LENGTH, "Largest number of tokens of the answer."),
+        "tools": {"type": "array", "items": _OBJECT, "description": "An empty list."},
+        "tool_choice": {"type": "string", "enum": ["none", "auto"], "description": "Ignored."},
+        "text": {
+            "type": "object",
+            "properties": {"format": {
+                "type": "object", "required": ["type"],
+                "properties": {"type": {"type": "string", "enum": ["text"]}},
+            }},
+            "description": "Form of the answer: format has the type text.",
+        },
         **{name: fields[name] for name in kept},
-    }
+    }  # fmt: skip
 
 
 def embedding_fields(options: ServeOptions) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.files.whole import write_file
 from gptc.tokenizer.marks import NONE, Marks
 
@@ -41,6 +41,26 @@ def any_of(texts: Iterable[str], flags: int = 0) -> re.Pattern[str]:
     """Matches the longest of these texts."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)", flags)
+
+
+def check_text(text: object) -> None:
+    """UsageError for what is not a text."""
+    if not isinstance(text, str):
+        raise UsageError(
+            f"the text is {text!r:.60}; it must be a str, and encode_bytes takes bytes"
+        )
+
+
+def _ids(tokens: object) -> list[int]:
+    """The ids (T,) as a list. UsageError for what is not a row of whole numbers."""
+    try:
+        found = np.asarray(tokens)
+    except ValueError:  # rows of several lengths
+        found = np.asarray("")
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise UsageError(f"the tokens are {tokens!r:.60}; they must be a list of token ids")
+    ids: list[int] = found.tolist()
+    return ids
 
 
 class Tokenizer(ABC):
@@ -208,7 +228,7 @@ class Tokenizer(ABC):
 
     def decode_bytes(self, tokens: TokensLike) -> bytes:
         """The bytes of `tokens`. GptcError for an id outside the vocabulary."""
-        ids: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
+        ids = _ids(tokens)
         pieces = self.pieces
         for token in ids:
             if not 0 <= token < self.vocab_size:

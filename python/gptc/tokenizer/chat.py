@@ -25,6 +25,7 @@ from gptc.files.warm import warm_answer
 from gptc.tokenizer.base import Tokenizer, any_of
 from gptc.tokenizer.marks import DEFAULT
 
+_ADVICE = ": give another one with --chat-template FILE"
 _SECONDS = 4  # and one for each MB, of one core
 _BYTES = 1 << 29  # of address space
 _BYTES_EACH = 64  # for each byte of a request
@@ -37,6 +38,14 @@ Difference: TypeAlias = tuple[int, str]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # one field, by three names
 _PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use
+
+
+class TemplateFails(GptcError):
+    """A chat template that fails for messages. `fault` is the message without advice."""
+
+    def __init__(self, fault: str, advice: str = "") -> None:
+        super().__init__(fault + advice)
+        self.fault = fault
 
 
 def chat_prompt(
@@ -81,7 +90,7 @@ def chat_prompt(
         marked["messages"][-1] = _with_end(marked["messages"][-1], end)
     values = {**named_tokens(tokenizer), **marked, **(variables or {})}
     values["add_generation_prompt"] = add_generation_prompt and not continue_final_message
-    text = render(template, values, mark)
+    text = _rendered(template, values, mark)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -89,6 +98,18 @@ def chat_prompt(
     if continue_final_message:
         text = _before_end(text, end)
     return [int(id) for id in tokenizer.encode_parts(list(parts_of(text, names, mark)))]
+
+
+def _rendered(template: str, values: Mapping[str, Any], mark: str) -> str:
+    """The text of a template. A call without a text has an empty one if the template needs one."""
+    try:
+        return render(template, values, mark)
+    except GptcError:
+        messages = values["messages"]
+        if all("content" in message for message in messages):
+            raise
+    filled = [{"content": "", **message} for message in messages]
+    return render(template, {**values, "messages": filled}, mark)
 
 
 def _with_end(message: dict[str, Any], end: str) -> dict[str, Any]:
@@ -123,7 +144,7 @@ def choose_template(tokenizer: Tokenizer, given: str | None, with_tools: bool = 
         )
     raise UsageError(
         "the model has no chat template: give one with --chat-template FILE, or let it continue a "
-        "text with -p"
+        "text"
     )
 
 
@@ -176,9 +197,12 @@ def render(template: str, variables: Mapping[str, Any], mark: str = "\0") -> str
     `mark` is a character that JSON in the text keeps as it is.
     """
     ends = [(len(variables.get("messages", ())), bool(variables.get("add_generation_prompt")))]
-    (texts,) = render_several(template, [(variables, ends)], mark)
-    if isinstance(texts, GptcError):
-        raise texts
+    try:
+        (texts,) = render_several(template, [(variables, ends)], mark)
+        if isinstance(texts, GptcError):
+            raise texts
+    except TemplateFails as error:
+        raise TemplateFails(error.fault, _ADVICE) from None
     ((_, text),) = texts
     return text
 
@@ -218,7 +242,7 @@ def render_several(
         answer = {}
     found = answer.get("several")
     if not isinstance(found, list) or len(found) != len(conversations):
-        raise _failure(answer)
+        raise _failure(answer, _ADVICE)
     return [
         [(n, text) for n, text in one["texts"]]
         if _are_texts(one.get("texts"), len(ends))
@@ -254,16 +278,14 @@ def whole_texts(differences: Sequence[Difference]) -> list[str]:
     return found[1:]
 
 
-def _failure(answer: Mapping[str, Any]) -> GptcError:
+def _failure(answer: Mapping[str, Any], advice: str = "") -> GptcError:
     """The error of a template that gives no text."""
     if "refused" in answer:
         return GptcError(
             f"the chat template does not take these messages: {answer['refused']:.500}"
         )
     why = answer.get("error", "it ends the process")
-    return GptcError(
-        f"the chat template fails ({why:.500}): give another one with --chat-template FILE"
-    )
+    return TemplateFails(f"the chat template fails ({why:.500})", advice)
 
 
 def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:

@@ -133,10 +133,7 @@ def _sequences(differences: Sequence[Difference], cutter: _Cutter) -> Iterator[E
 
 
 def _not_continued() -> GptcError:
-    return GptcError(
-        "the chat template does not continue its prompt when it writes the answer: give another "
-        "one with --chat-template FILE"
-    )
+    return GptcError("the chat template does not continue its prompt when it writes the answer")
 
 
 class _Cutter:

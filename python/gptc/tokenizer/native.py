@@ -25,7 +25,7 @@ from gptc.files.paths import cache_folder
 from gptc.files.values import parse_json
 from gptc.files.whole import write_file
 from gptc.files.words import pip_install
-from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike, check_text
 from gptc.tokenizer.cutting import before_space
 from gptc.tokenizer.libraries import called, called_for
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
@@ -53,6 +53,7 @@ class ByteTokenizer(Tokenizer):
         self.start = start
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
+        check_text(text)
         try:
             # Bytes of a command line that are not UTF-8 arrive as surrogate escapes.
             return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
@@ -99,6 +100,7 @@ class CharTokenizer(Tokenizer):
         self._ids[codes] = np.arange(len(codes))
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
+        check_text(text)
         ids = self._lookup(text)
         unknown = ids < 0
         if unknown.any():
@@ -179,6 +181,7 @@ class BpeTokenizer(Tokenizer):
         return cls([piece for piece in pieces if len(piece) > 1])
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
+        check_text(text)
         with called_for(text):
             tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)

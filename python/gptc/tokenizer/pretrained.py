@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, check_text
 from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.libraries import called_for
 from gptc.tokenizer.marks import Marks
@@ -26,6 +26,7 @@ class PretrainedTokenizer(Tokenizer):
     """The common part of others' vocabularies: <|endoftext|> becomes their token for it."""
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
+        check_text(text)
         marked = self.end_of_text is not None
         ids: list[int] = []
         for i, part in enumerate(text.split(END_OF_TEXT) if marked else [text]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptc.errors import GptcError
-from gptc.tokenizer.base import END_OF_TEXT, Tokens
+from gptc.tokenizer.base import END_OF_TEXT, Tokens, check_text
 from gptc.tokenizer.libraries import called, called_for, check_ids, remember, try_out
 from gptc.tokenizer.patterns import SAFE
 from gptc.tokenizer.pretrained import PretrainedTokenizer
@@ -76,6 +76,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         return cls(name, encoding._pat_str, [piece for piece, _ in ranked], special)
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
+        check_text(text)
         with called_for(text):
             tokens = self.encoding.encode_to_numpy(
                 text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()

@@ -98,7 +98,7 @@ def header(setup: Setup, session: int) -> Iterator[str]:
         n = part.dataset.n_tokens("train")
         yield (
             f"          {part.weight:.3g} of {part.label}: {n:,} training tokens, "
-            f"{few(part.weight * total / n)} epochs"
+            f"{_epochs(part.weight * total / n)}"
         )
     if data.is_chats:
         train, val = (data.meta["splits"][split] for split in SPLITS)
@@ -122,7 +122,7 @@ def header(setup: Setup, session: int) -> Iterator[str]:
     )
     yield f"          ({_memory_parts(setup.plan)})"
     size = _size(options, total, is_chats=data.is_chats)
-    yield f"  steps   {_steps(setup)} of {size} {few(epochs)} epochs"
+    yield f"  steps   {_steps(setup)} of {size} {_epochs(epochs)}"
     yield from growth.described(options)
     steps = setup.horizon.steps
     for given in growth.longer(options, steps) if setup.horizon.budget_s else ():
@@ -193,6 +193,10 @@ def _compute(setup: Setup, n_tokens: int) -> str:
     step = flops * setup.options.step_tokens
     whole, most = count(flops * n_tokens), "at most " if setup.dataset.is_chats else ""
     return f"{count(flops)} FLOPs per token, {most}{count(step)} per step, {whole} in all"
+
+
+def _epochs(n: float) -> str:
+    return f"{few(n)} epoch{'' if few(n) == '1' else 's'}"
 
 
 def _size(options: TrainOptions, n_tokens: int, *, is_chats: bool) -> str:

@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -126,10 +127,18 @@ def run_attempts(
     preset = str(options.get("preset") or TrainOptions.preset)
     known = TrainOptions(data=str(options["data"]), preset=preset)
     resolve_dataset(known.named_data, options.get("tokenizer") or default_tokenizer(known))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise GptcError(
+            f"cannot write {folder}: {error.strerror}; choose another folder with --runs"
+        ) from None
     for seed in range(1, seeds + 1):
         out = folder / f"seed-{seed}"
         if out.exists():
-            raise UsageError(f"{out} exists already; choose another --out or remove it")
+            raise UsageError(f"{out} exists already; choose another --runs or remove it")
         yield _attempt({**options, **WHOLE, "seed": seed, "out": str(out)}, measure)
 
 
@@ -159,7 +168,7 @@ def _attempt(options: Mapping[str, Any], measure: str) -> Attempt:
     seconds = time.perf_counter() - begin
     cpu_seconds = _child_seconds() - before
     if code:
-        last = (errors.strip().splitlines() or ["no message"])[-1]
+        last = (errors.strip().splitlines() or ["no message"])[-1].removeprefix("gptc: error: ")
         raise GptcError(f"the run of seed {options['seed']} has failed: {last}")
     records = [r for r in read_records(Path(options["out"]) / METRICS) if measure in r]
     if not records:

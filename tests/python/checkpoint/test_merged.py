@@ -15,7 +15,7 @@ from gptc import Lora, Model
 from gptc.checkpoint.adapter import AdapterCheckpoint
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint, open_folder
-from gptc.checkpoint.merged import AdapterSet, merged
+from gptc.checkpoint.merged import AdapterSet, merged, open_adapters
 from gptc.cli import main
 from gptc.convert.export_model import export_model
 from gptc.errors import GptcError, UsageError
@@ -59,6 +59,19 @@ def test_a_model_switches_between_adapters_and_none(base: Path, pair: list[Path]
             np.testing.assert_allclose(model.logits(batch(B=1)[0]), wanted[name], atol=2e-5)
         with pytest.raises(UsageError, match="one of one, two"):
             adapters.use(model, "three")
+
+
+def test_an_adapter_is_brought_back_before_it_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every folder that a kill took away while it was replaced."""
+    base = make_checkpoint(make_config("byte"), folder=tmp_path / "base").path
+    make_adapter(tmp_path / "kept", base, "all", 2)
+    path = tmp_path / "one"
+    with pytest.raises(UsageError, match=r"the adapter .*one does not exist: check the path"):
+        open_adapters(path, open_checkpoint(base))
+    monkeypatch.setattr("gptc.checkpoint.merged.restore", (tmp_path / "kept").rename)
+    assert open_adapters(path, open_checkpoint(base)).lora.rank == 2
 
 
 @pytest.mark.parametrize("targets", ["all", "k,up"])

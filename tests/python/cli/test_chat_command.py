@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from chat_templates import message
-from gptc.cli import interactive
+from gptc.cli import chat, interactive
 from gptc.engine.config import GPTConfig
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.registry import make_tokenizer
-from small_models import varied
+from small_models import make_adapter, varied
 from terminals import Terminal
 
 Gptc = Callable[..., Any]
@@ -169,6 +169,23 @@ def test_a_model_without_a_template(gptc: Gptc, saved: Path, tmp_path: Path) -> 
     assert "the model has no chat template: give one with --chat-template FILE" in ran.err
 
 
+def test_an_adapter_that_was_taught_to_talk(gptc: Gptc, saved: Path, tmp_path: Path) -> None:
+    """It answers as it does with -m, also where its base has no template."""
+    adapter = make_adapter(tmp_path / "talker", saved, "all", 2)
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.marks = Marks(chat_template=TEMPLATE)
+    tokenizer.save(adapter)
+    sums = json.loads((adapter / "checksums.json").read_text())
+    assert "gptc_tokenizer.json" not in sums
+    given = ["--chat", "-p", "On", *options(adapter)[3:]]
+    wanted = gptc("infer", "-m", adapter, *given)
+    ran = gptc("infer", "-m", saved, "--adapter", adapter, *given)
+    assert (ran.code, ran.out) == (0, wanted.out)
+    plain = make_adapter(tmp_path / "plain", saved, "all", 1)
+    ran = gptc("infer", "-m", saved, "--adapter", plain, "--adapter", adapter, *given)
+    assert "the model has no chat template" in ran.err
+
+
 # ---- --chat ----
 
 
@@ -202,7 +219,8 @@ def test_a_conversation_of_lines(
         "/reset", " /a message", f"/save {file}", "/quit", "after",
     )  # fmt: skip
     ran = gptc(*options(folder), "--chat", "--system", "Be brief.")
-    assert ran.code == 0
+    assert ran.code == 1  # lines of a pipe, of which three have failed
+    assert "3 of 10 lines failed" in ran.err
     said = json.loads(file.read_text())
     assert [turn["role"] for turn in said] == ["system", "user", "assistant"]
     assert said[0]["content"] == "Be brief."
@@ -243,9 +261,13 @@ def test_a_message_that_fails_does_not_end_it(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     lines("x" * 300, "On")
     ran = gptc(*options(folder), "--chat")
-    assert ran.code == 0
+    assert ran.code == 1
     assert "error: the prompt has 30" in ran.err
+    assert ran.err.endswith("gptc: error: 1 of 2 lines failed: see the errors above\n")
     assert len(ran.out.strip()) == 8
+    lines("x" * 300, "On")
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)  # where a person has seen it
+    assert gptc(*options(folder), "--chat").code == 0
 
 
 def test_the_oldest_messages_go_and_it_is_said_once(

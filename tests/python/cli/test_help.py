@@ -127,3 +127,18 @@ def test_version_without_a_library_says_so(gptc: Gptc, monkeypatch: pytest.Monke
     ran = gptc("--version")
     assert ran.code == 0
     assert "libgpt.so: libgpt.so is not in the gptc package" in ran.out
+
+
+def commands(group: click.Group, ctx: click.Context) -> Any:
+    """The commands of a group and of the groups in it."""
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        yield from commands(command, ctx) if isinstance(command, click.Group) else (command,)
+
+
+def test_values_have_a_letter_and_ranges_no_signs() -> None:
+    """Those that click gives to its own types are FLOAT RANGE and [1<=x<=1000]."""
+    with click.Context(cli) as ctx:
+        for command in commands(cli, ctx):
+            help = command.get_help(click.Context(command, info_name=command.name))
+            assert not re.search(r"RANGE|INTEGER|FLOAT|<=", help), help

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from gptc.cli import cli
-from gptc.cli.params import COUNT, FiniteRange, SizeParam
+from gptc.cli.params import COUNT, FiniteNumber, SizeParam
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_size_has_a_least_value() -> None:
     with pytest.raises(click.BadParameter, match="less than 1"):
         COUNT.convert("0", None, None)
+    with pytest.raises(click.BadParameter, match=r"^1K is more than 999$"):
+        SizeParam(max=999).convert("1K", None, None)
+    with pytest.raises(click.BadParameter, match=r"^0 is not above 0$"):
+        FiniteNumber(min=0, min_open=True).convert("0", None, None)
 
 
 @pytest.mark.parametrize("text", ["nan", "-nan", "inf", "-inf", "-1", "x"])
 def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        FiniteRange(min=0).convert(text, None, None)
-    assert FiniteRange(min=0).convert("0.5", None, None) == 0.5
+        FiniteNumber(min=0).convert(text, None, None)
+    assert FiniteNumber(min=0).convert("0.5", None, None) == 0.5
 
 
 def test_no_option_has_nan_in_its_range() -> None:
@@ -54,7 +58,7 @@ def test_no_option_has_nan_in_its_range() -> None:
 
     def visit(command: click.Command) -> None:
         for param in command.params:
-            if isinstance(param.type, click.FloatRange):
+            if isinstance(param.type, click.FloatRange | FiniteNumber):
                 found.append(f"{command.name} {param.name}")
                 with pytest.raises(click.BadParameter, match="nan is not a finite number"):
                     param.type.convert("nan", param, None)

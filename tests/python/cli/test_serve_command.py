@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from gptc.tokenizer.marks import Marks
+from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_adapter
 
 Gptc = Callable[..., Any]
@@ -45,6 +47,7 @@ def _packages() -> None:
         (["--config", "bad.toml"], "unknown option 'prot'; did you mean port?"),
         (["--chat-template", "nothing"], "the chat template nothing does not exist"),
         (["--adapter", "x=saved"], "saved is a model, not an adapter"),
+        (["--adapter", "nothing"], "the adapter nothing does not exist: check the path; gptc fine"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(
@@ -154,6 +157,24 @@ def test_adapters_are_listed_and_read_again_at_sighup(saved: Path, tmp_path: Pat
     for line in process.stderr:
         if "the adapters are read again: poems, one" in line:
             break
+    process.terminate()
+    ended(process)
+
+
+def test_an_adapter_that_was_taught_to_talk_answers_messages(saved: Path, tmp_path: Path) -> None:
+    one = make_adapter(tmp_path / "one", saved, "all", 2)
+    talker = make_adapter(tmp_path / "talker", saved, "all", 2)
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.marks = Marks(chat_template="{{ messages[0].content }}")
+    tokenizer.save(talker)
+    process, url = start("-m", saved, "--adapter", one, "--adapter", talker)
+    body = {"model": "talker", "messages": [{"role": "user", "content": "On"}], "max_tokens": 4}
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert json.load(answer)["usage"]["prompt_tokens"] == 2
     process.terminate()
     ended(process)
 

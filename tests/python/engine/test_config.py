@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from gptc.engine.config import GPTConfig, presets
@@ -55,6 +58,25 @@ def test_a_wrong_dictionary_names_the_field(change: dict[str, object], message: 
     data = {**GPTConfig.preset("tiny").to_dict(), **change}
     with pytest.raises(UsageError, match=message):
         GPTConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"vocab_size": "256"}, "vocab_size is '256', not a whole number"),
+        ({"n_embd": 9.5}, r"n_embd is 9\.5, not a whole number"),
+        ({"norm_eps": "x"}, "norm_eps is 'x', not a number"),
+        ({"bias": 1}, "bias is 1, not true or false"),
+        ({"norm": "batchnorm"}, "norm is 'batchnorm', not one of layernorm, rmsnorm"),
+        ({"n_head": 5}, "n_head 5 does not divide"),
+    ],
+)
+def test_a_preset_with_wrong_fields_names_one(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GPTConfig.preset("tiny", **change)
+    wide = GPTConfig.preset("tiny", vocab_size=np.int64(300), rope_theta=20_000)
+    assert (type(wide.vocab_size), type(wide.rope_theta)) == (int, float)
 
 
 def test_impossible_shapes_and_unknown_presets_are_usage_errors() -> None:

@@ -285,7 +285,7 @@ def test_anchors_at_the_ends_mean_what_is_so_anyway() -> None:
         ("a^b", "lookarounds not supported"),
         (r"\x4", "incomplete escape sequence"),
         (r"\ud83d", "hexadecimal literal is not a Unicode scalar value"),
-        ("a\udcff", "character 1 of the regex is U+DCFF, half of a surrogate pair"),
+        ("a\udcff", "character 1 of the regex is the byte 0xFF, which is not UTF-8 (U+DCFF)"),
         ("a{3,2}", "invalid repetition count range"),
         ("a{,2}", "repetition quantifier expects a valid decimal"),
         ("a{" + "9" * 5000 + "}", "decimal literal invalid"),

@@ -87,7 +87,9 @@ def test_chat_answers_a_conversation(talker: Model, taught: Tokenizer) -> None:
     assert gptc.chat(talker, taught, messages, bias=bias) == ""
     with pytest.raises(UsageError, match="unknown option 'max_token'"):
         chat(talker, taught, messages, max_token=9)
-    with pytest.raises(UsageError, match=r"give one with chat_template FILE"):
+    with pytest.raises(
+        UsageError, match=r"give one with chat_template, or let it continue a text$"
+    ):
         chat(talker, make_tokenizer("bytes"), messages)
 
 

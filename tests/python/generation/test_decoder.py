@@ -12,7 +12,9 @@ import pytest
 from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
+from gptc.generation.chat import chat
 from gptc.generation.decoder import Decoder, Generation, generate
+from gptc.generation.embedding import embed
 from gptc.generation.options import Sampling
 from gptc.generation.request import Sample, make_request
 from gptc.generation.sampling import sample_token
@@ -181,6 +183,10 @@ def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) ->
     assert make_request(writer, tokenizer, [1, 2, 3]).prompt == [1, 2, 3]
     assert make_request(writer, tokenizer, []).prompt == make_request(writer, tokenizer).prompt
     assert make_request(writer, tokenizer, "a\udcff").prompt == [97, 255]
+    tokenizer.byte_ids = None
+    says = r"character 1 of the prompt is the byte 0xFF, which is not UTF-8 .*: give UTF-8"
+    with pytest.raises(GptcError, match=says):
+        make_request(writer, tokenizer, "a\udcff")
     with pytest.raises(GptcError, match=r"character 1 .* U\+D800"):
         make_request(writer, tokenizer, "a\ud800")
 
@@ -191,6 +197,14 @@ def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path
     for wrong in (["a", 3], 5, [1.0], [-1], b"text"):
         with pytest.raises(UsageError, match="it must be one text, or a list of token ids"):
             generate(writer, tokenizer, wrong)
+    call: Any
+    for call in (generate, chat, embed):  # of what was not loaded
+        with pytest.raises(
+            UsageError, match=r"the model is 'runs/a'; load it with gptc.Model.load"
+        ):
+            call("runs/a", tokenizer, "x")
+        with pytest.raises(UsageError, match=r"the tokenizer is 'x'; load the model's with"):
+            call(writer, "x", "x")
     with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):
         generate(writer, anything, "a")
     with pytest.raises(UsageError, match=r"unknown option 'device'; known: max_tokens, num_sam"):
@@ -201,7 +215,7 @@ def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path
     name: Any = "tiny"
     with pytest.raises(UsageError, match="it must be a GPTConfig, such as"):
         Model.create(name)
-    with pytest.raises(GptcError, match="vocab_size is 'a'; it must be a number"):
+    with pytest.raises(GptcError, match="vocab_size is 'a', not a whole number"):
         GPTConfig.preset("tiny", vocab_size="a").check()
     with pytest.raises(UsageError, match=r"for 1 to 1: pass max_batch=8 when you create"):
         writer.logits(np.zeros((8, 4), np.int32))

@@ -85,7 +85,10 @@ def test_the_openai_package_with_schemas_tools_and_async(url: str, other: Others
 
 
 def test_the_benchmark_of_servers(server: Any) -> None:
-    rows = bench_serve(server.url, clients=(1, 3), requests=2, prompt_words=5, max_tokens=6)
+    told: list[str] = []
+    given: dict[str, Any] = {"requests": 2, "prompt_words": 5, "max_tokens": 6}
+    rows = bench_serve(server.url, clients=(1, 3), report=told.append, **given)
+    assert told[:2] == ["1 client, 2 requests each", "3 clients, 2 requests each"]
     assert [row.clients for row in rows] == [1, 3]
     assert all(row.tokens_per_s > 0 and row.failed == 0 and row.first_ms > 0 for row in rows)
     assert len(table(rows).splitlines()) == 3

@@ -207,7 +207,9 @@ def test_a_required_call_is_valid_and_parsed(server: Any) -> None:
         (made,) = found["message"]["tool_calls"]
         assert made["function"]["name"] == "weather"
         assert json.loads(made["function"]["arguments"])["city"] in ("Paris", "Rome")
-        last = events(call(server.url, CHAT, {**body, "stream": True}))[-1]["choices"][0]
+        pieces = events(call(server.url, CHAT, {**body, "stream": True}))
+        assert all(piece["choices"][0]["delta"] for piece in pieces)
+        last = pieces[-1]["choices"][0]
         assert last["delta"]["tool_calls"][0]["function"] == made["function"]
 
 
@@ -250,6 +252,12 @@ def test_a_model_without_a_template_says_how_to_give_one(own_server: Callable[..
         reply = call(server.url, CHAT, {"messages": HELLO, "tools": TOOLS})
         assert reply.status == 400
         assert "no place for tools" in reply.message
+    with own_server(template="{{ 1 + messages[0].content }}") as server:
+        reply = call(server.url, CHAT, {"messages": HELLO})
+        assert reply.message.startswith("the chat template fails (line 1: ")
+        assert reply.message.endswith(
+            "): give other messages, or start the server with another --chat-template FILE"
+        )
 
 
 # ---- the other endpoints ----

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
 from corpus import MIXED
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.base import StreamDecoder
-from gptc.tokenizer.native import ByteTokenizer
+from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer
 from gptc.tokenizer.utf8 import character_cut
 
 
@@ -38,6 +39,20 @@ def test_stream_decoder_waits_for_whole_characters() -> None:
     assert stream.push(0xF0) == ""
     assert stream.flush() == "\ufffd"
     assert stream.push(0x61) == "a"
+
+
+def test_texts_and_ids_are_told_apart() -> None:
+    anything: Any
+    learned = BpeTokenizer([b"ab"])
+    for tokenizer in (ByteTokenizer(), CharTokenizer("abx"), learned):
+        for anything in (b"x", None, ["x"]):
+            with pytest.raises(UsageError, match=r"the text is .*; it must be a str"):
+                tokenizer.encode(anything)
+        for anything in ("x", b"x", [1.5], [[1], [2, 3]], [[1]], 5, [True], [2**70]):
+            with pytest.raises(UsageError, match=r"the tokens are .*; they must be a list of tok"):
+                tokenizer.decode(anything)
+        assert tokenizer.decode([]) == tokenizer.decode(np.zeros(0, np.float32)) == ""
+        assert tokenizer.decode(np.array([1], np.uint16)) == tokenizer.decode((1,))
 
 
 @pytest.mark.parametrize("token", [-1, 256])

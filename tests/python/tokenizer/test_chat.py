@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from chat_templates import CONVERSATIONS, PUBLISHED, message
+from chat_templates import CONVERSATIONS, PUBLISHED, SMOLLM2, message
 from chat_tokenizers import CONTROL, SORTS, WORDS, write_folder
 from gptc.errors import GptcError, UsageError
 from gptc.tokenizer import chat, folder
@@ -297,13 +297,34 @@ def test_messages_that_are_none(messages: Any, fault: str) -> None:
     assert fault in str(caught.value)
 
 
-@pytest.mark.parametrize("half", [0xDCFF, 0xD83D])
-def test_half_of_a_character_is_one_line(tokenizer: Tokenizer, half: int) -> None:
+@pytest.mark.parametrize(
+    ("half", "fault"),
+    [
+        (0xDCFF, r"has the byte 0xFF, which is not UTF-8 \(U\+DCFF\): give UTF-8"),
+        (0xD83D, r"has U\+D83D, half of a surrogate pair: give the whole character"),
+    ],
+)
+def test_half_of_a_character_is_one_line(tokenizer: Tokenizer, half: int, fault: str) -> None:
     """A byte of the command line that is not UTF-8, or half of JSON's escape of a character."""
     asked = [message("user", f"Hi {chr(half)}")]
-    fault = rf"has U\+{half:04X}, half of a surrogate pair or a byte that is not UTF-8: give"
     with pytest.raises(UsageError, match=fault):
         chat_prompt(tokenizer, asked, chat_template=CHATML)
+
+
+@pytest.mark.parametrize("call", [{"content": None}, {}])
+def test_a_call_without_a_text_is_one_of_no_text(tokenizer: Tokenizer, call: Any) -> None:
+    """As OpenAI's clients send it back; SmolLM2's template adds the content to a text."""
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    asked, after = message("user", "the cat"), message("tool", "7")
+    found = chat_prompt(tokenizer, [asked, called | call, after], chat_template=SMOLLM2)
+    wanted = chat_prompt(tokenizer, [asked, message("assistant", ""), after], chat_template=SMOLLM2)
+    assert found == wanted
+    # A template that asks whether there is one still knows.
+    knows = "{% for m in messages %}{{ 1 if m.content is defined else 0 }}{% endfor %}"
+    found = chat_prompt(tokenizer, [asked, called | call, after], chat_template=knows)
+    assert tokenizer.decode(found) == "101"
+    with pytest.raises(GptcError, match=r"fails \(line 1: .*give another one with --chat-templ"):
+        chat_prompt(tokenizer, [called], chat_template="{{ messages[0]['content'] + 1 }}")
 
 
 def test_parts_of_text_are_joined() -> None:

@@ -19,6 +19,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.errors import GptcError
 from gptc.settings import read_toml
 from gptc.tokenizer.registry import make_tokenizer
+from gptc.training import report
 from gptc.training.options import TrainOptions
 from gptc.training.resolve import new_options
 from gptc.training.run import train
@@ -94,6 +95,12 @@ def test_peak_memory_is_what_was_planned(options: Options) -> None:
     # If the process was larger before the run, its peak says nothing about the run.
     assert summary.peak_resident_bytes > summary.engine_bytes
     assert summary.planned_peak_bytes >= summary.resident_before_bytes + summary.engine_bytes
+
+
+def test_epochs_are_counted() -> None:
+    assert [report._epochs(n) for n in (1.0, 1.004, 0.5, 2.0)] == [
+        "1 epoch", "1 epoch", "0.5 epochs", "2 epochs",
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_too_long_is_noted(

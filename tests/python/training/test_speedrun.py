@@ -64,7 +64,7 @@ def test_a_speedrun_of_two_seeds(gptc: Gptc, tmp_path: Path) -> None:
     assert row["options"]["n_embd"] == 16
     again = gptc("speedrun", "shakespeare-char", *given, "--runs", runs, "--table", table)
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "exists already; choose another --runs or remove it" in again.err
     reached = (*given, "--runs", tmp_path / "more", "--table", table, "--target", 99)
     assert gptc("speedrun", "shakespeare-char", *reached).code == 0
     assert len(table.read_text().splitlines()) == 2
@@ -76,8 +76,15 @@ def test_wrong_recipes_and_failed_runs_are_one_line(gptc: Gptc, tmp_path: Path) 
     assert "unknown recipe 'marathon'; known: shakespeare-char, stories" in ran.err
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 60)
+    ran = gptc("speedrun", "shakespeare-char", "--data", text, "--runs", text / "runs")
+    assert ran.code == 1
+    assert ran.err == (
+        f"gptc: error: cannot write {text}/runs: Not a directory; choose another folder with "
+        "--runs\n"
+    )
     given = ("--data", text, "--n-head", 3, "--runs", tmp_path / "runs")
     ran = gptc("speedrun", "shakespeare-char", *given)
+    assert ran.err.count("gptc: error: ") == 1
     assert ran.code == 1
     assert "the run of seed 1 has failed: " in ran.err
     assert "does not divide" in ran.err
