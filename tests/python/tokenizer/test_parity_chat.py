@@ -54,10 +54,13 @@ def test_a_conversation_has_transformers_ids(
     given["chat_template"] = TEMPLATES[name]
     messages = given.pop("messages")
     expected, fault = None, ""
-    try:
-        expected = theirs.apply_chat_template(messages, return_dict=False, **given)
-    except Exception as error:  # jinja2's
-        fault = str(error).split("\n")[0][:40]
+    for shown in (messages, [{"content": "", **message} for message in messages]):
+        try:
+            expected = theirs.apply_chat_template(shown, return_dict=False, **given)
+        except Exception as error:  # jinja2's
+            fault = str(error).split("\n")[0][:40]
+        if "has no attribute 'content'" not in fault:
+            break  # else the text of a call is empty for gptc
     if expected is None:
         with pytest.raises(GptcError) as caught:
             chat_prompt(ours, messages, **given)
