@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     _FloatParam = click.ParamType[float]
     _BiasParam = click.ParamType[tuple[int, float]]
 else:
-    _IntParam = _FloatParam = _BiasParam = (
-        click.ParamType
-    )  # older versions of click cannot subscript it
+    # older versions of click cannot subscript it
+    _IntParam = _FloatParam = _BiasParam = click.ParamType
 
 
 class SizeParam(_IntParam):

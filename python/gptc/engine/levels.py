@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 
 LEVELS = ("avx512bf16", "amx")
-_is_restored = False
 _CALLS = 2 * 4  # of one shape, until the library has timed it on both levels
+# What a missing or damaged file can raise.
+_DAMAGED = (GptcError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+_is_restored = False  # of this process: the times in the cache
 
 
 class LevelTimes(NamedTuple):
@@ -88,12 +91,10 @@ def _write(measured: list[LevelTimes]) -> None:
     """Without a cache that can be written, the times are this process's."""
     ffi, lib, _ = library.load()
     content = _circumstances(ffi, lib) | {"times": [one._asdict() for one in measured]}
-    try:
+    with suppress(GptcError, OSError):
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, json.dumps(content).encode())
-    except (GptcError, OSError):
-        return
 
 
 def restore(measure_some: Callable[[], object]) -> None:
@@ -112,7 +113,7 @@ def restore(measure_some: Callable[[], object]) -> None:
 
 def _read() -> None:
     ffi, lib, _ = library.load()
-    try:
+    with suppress(*_DAMAGED):
         content = json.loads(_file().read_bytes())
         where = _circumstances(ffi, lib)
         if {name: content[name] for name in where} != where:
@@ -122,5 +123,3 @@ def _read() -> None:
             if all(math.isfinite(s) and s > 0 for s in known.seconds):
                 struct = [known.op.encode(), *known[1:-1], list(known.seconds)]
                 lib.gpt_cpu_set_times(ffi.new("gpt_level_times *", struct))
-    except (GptcError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return
